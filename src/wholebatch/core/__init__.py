@@ -1,0 +1,1 @@
+"""What everything else stands on: errors, nested batches, keys of randomness, processes, records."""
