@@ -27,6 +27,7 @@ class RunShape:
     device: str
     title: str = ""
     run_dir: Path | None = None
+    evaluates: bool = False  # every epoch's "train" record is followed by a "test" record
 
 
 @dataclass(frozen=True)

@@ -123,6 +123,13 @@ def cut(batch: Any, start: int, stop: int, samples: int, axis: Axis = 0) -> Any:
     >>> cut({"x": torch.arange(4), "name": list("abcd"), "scale": 0.5}, 1, 3, 4)
     {'x': tensor([1, 2]), 'name': ['b', 'c'], 'scale': 0.5}
     """
+    if type(batch) is tuple and axis == 0 and not (batch and isinstance(batch[0], str)):
+        return tuple(
+            [
+                part[start:stop] if isinstance(part, Tensor) and part.ndim else cut(part, start, stop, samples)
+                for part in batch
+            ]
+        )
     if isinstance(batch, Tensor):
         if axis is None or batch.ndim == 0:
             return batch
@@ -131,8 +138,6 @@ def cut(batch: Any, start: int, stop: int, samples: int, axis: Axis = 0) -> Any:
         if axis is None or batch.ndim == 0:
             return batch
         return batch[(slice(None),) * (axis % batch.ndim) + (slice(start, stop),)]  # type: ignore[operator]
-    if type(batch) is tuple and axis == 0 and not isinstance(batch[0] if batch else None, str):
-        return tuple([cut(part, start, stop, samples) for part in batch])
     entries = _entries(batch)
     if entries is None:
         return batch
@@ -149,6 +154,20 @@ def _is_per_sample_list(items: list[Any] | tuple[Any, ...], samples: int, axis: 
     if isinstance(items, tuple):
         return all(isinstance(item, str) for item in items)
     return next(arrays(items), None) is None
+
+
+def double(batch: Any, axis: Axis = 0) -> Any:
+    """Return a batch of one sample with that sample twice."""
+    if isinstance(batch, Tensor):
+        return batch if axis is None or batch.ndim == 0 else torch.cat([batch, batch], dim=axis)  # type: ignore[arg-type]
+    if isinstance(batch, np.ndarray):
+        return batch if axis is None or batch.ndim == 0 else np.concatenate([batch, batch], axis=axis)  # type: ignore[arg-type]
+    entries = _entries(batch)
+    if entries is None:
+        return batch
+    if isinstance(batch, list | tuple) and _is_per_sample_list(batch, 1, axis):
+        return batch * 2
+    return _rebuild(batch, [double(v, _axis_of(axis, place)) for place, v in entries], [place for place, _ in entries])
 
 
 def map_tensors(function: Callable[[Tensor], Any], tree: Any) -> Any:

@@ -1,1 +1,8 @@
-""""""
+"""One exact optimizer step: the loss contract, cutting, summing gradients, keyed dropout."""
+
+from wholebatch.step.gradient import GradientAccumulator
+from wholebatch.step.report import StepReport
+from wholebatch.step.step import Step
+from wholebatch.step.window import MicroBatches
+
+__all__ = ["GradientAccumulator", "MicroBatches", "Step", "StepReport"]

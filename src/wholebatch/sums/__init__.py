@@ -1,1 +1,11 @@
-""""""
+"""Exact sums: ``Accumulator`` (named sums), ``Mean`` (a weighted mean) and ``Accuracy`` (class counts).
+
+All three hold float64 sums and int64 counts on the values' device, add without reading the host, and
+divide only when they are read; what they share (merging, states, processes) is in ``additive``.
+"""
+
+from wholebatch.sums.accumulator import Accumulator
+from wholebatch.sums.accuracy import Accuracy
+from wholebatch.sums.mean import Mean
+
+__all__ = ["Accumulator", "Accuracy", "Mean"]

@@ -1,0 +1,202 @@
+"""From a configuration to the objects that training uses."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, fields
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from wholebatch import data, models, schedule
+from wholebatch.config.schema import Config
+from wholebatch.core.errors import ConfigError, DataError, InputError, nearest
+
+DATA: Mapping[str, Callable[[str], data.ArrayDataset]] = MappingProxyType({"digits": data.digits})
+LOSSES: Mapping[str, type[nn.Module]] = MappingProxyType({"cross_entropy": nn.CrossEntropyLoss})
+OPTIMIZERS: Mapping[str, type[Optimizer]] = MappingProxyType(
+    {
+        name.lower(): kind
+        for name, kind in vars(torch.optim).items()
+        if isinstance(kind, type) and issubclass(kind, Optimizer) and kind is not Optimizer
+    }
+)
+_REFUSED = {
+    "lbfgs": "it evaluates the loss several times per step, which one pass over the micro-batches cannot give",
+    "sparseadam": "it takes sparse gradients only, which none of the models here has",
+}
+_FROM_DATA = ("num_classes", "in_channels", "image_size")  # what a model is told about the images
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a configuration builds. ``train_transform`` and ``test_transform`` are for the loaders of the two splits."""
+
+    train_data: data.ArrayDataset
+    test_data: data.ArrayDataset
+    train_transform: data.Transform | None
+    test_transform: data.Transform | None
+    model: nn.Module
+    optimizer: Optimizer
+    schedule: schedule.Schedule | None  # None: a constant learning rate
+    loss: nn.Module
+    num_classes: int
+    classes: tuple[str, ...]
+    steps_per_epoch: int  # optimizer steps; the last batch of an epoch may be shorter
+    progress: int  # where training ends, in schedule_unit; compare with schedule.end
+
+
+def build(config: Config) -> Parts:
+    """Return all that training by ``config`` uses; nothing is written.
+
+    >>> from wholebatch.config import load
+    >>> build(load("digits")).num_classes
+    10
+
+    Raises:
+        ConfigError: an unknown name or argument (the nearest is named), or a value that what it is for refuses.
+        DataError: the data cannot be used.
+    """
+    check_names(config)
+    train_data, test_data = _data(config)
+    model = _model(config, train_data)
+    steps_per_epoch = -(-len(train_data) // config.batch_size)
+    progress = config.epochs * (steps_per_epoch if config.schedule_unit == "step" else 1)
+    classes = train_data.classes or ()
+    return Parts(
+        train_data=train_data,
+        test_data=test_data,
+        train_transform=_train_transform(config, train_data),
+        test_transform=test_data.transform,
+        model=model,
+        optimizer=_optimizer(config, model),
+        schedule=_schedule(config, progress),
+        loss=LOSSES[config.loss.name](label_smoothing=config.loss.label_smoothing),
+        num_classes=len(classes),
+        classes=classes,
+        steps_per_epoch=steps_per_epoch,
+        progress=progress,
+    )
+
+
+def check_names(config: Config) -> None:
+    """Raise where the configuration names something that does not exist; reads no data and builds nothing.
+
+    Raises:
+        ConfigError: an unknown data set, model, optimizer, shape or loss, or an argument that it does not take.
+    """
+    _check_choice("data.name", config.data.name, DATA)
+    _check_choice("model.name", config.model.name, models.MODELS)
+    _check_choice("optimizer.name", config.optimizer.name.lower(), OPTIMIZERS)
+    if config.optimizer.name.lower() in _REFUSED:
+        raise ConfigError(f"optimizer.name={config.optimizer.name}: {_REFUSED[config.optimizer.name.lower()]}")
+    _check_choice("schedule.shape", config.schedule.shape, schedule.SHAPES)
+    _check_choice("loss.name", config.loss.name, LOSSES)
+    taken = inspect.signature(models.MODELS[config.model.name]).parameters
+    _check_arguments("model", config.model.name, config.model.arguments, set(taken) - {*_FROM_DATA})
+    taken = inspect.signature(OPTIMIZERS[config.optimizer.name.lower()]).parameters
+    _check_arguments("optimizer", config.optimizer.name, _optimizer_arguments(config), set(taken) - {"params", "lr"})
+    shape = _shape_fields(config)
+    if config.schedule.shape == "constant":
+        shape -= {"max_update"}
+    given = _schedule_arguments(config)
+    _check_arguments("schedule", config.schedule.shape, given, shape - {"base_lr"})
+
+
+def _check_choice(key: str, name: str, known: Iterable[str]) -> None:
+    if name not in known:
+        kind = "data set" if key == "data.name" else key.partition(".")[0]
+        hint = nearest(name, known) or f"; choose from {', '.join(sorted(known))}"
+        raise ConfigError(f"{key}={name}: there is no such {kind}{hint}")
+
+
+def _check_arguments(group: str, name: str, given: Iterable[str], known: Collection[str]) -> None:
+    for argument in given:
+        if argument not in known:
+            hint = nearest(argument, known) or f"; it takes {', '.join(sorted(known)) or 'none'}"
+            raise ConfigError(f"{group}.{argument}: {name} does not take it{hint}")
+
+
+def _data(config: Config) -> tuple[data.ArrayDataset, data.ArrayDataset]:
+    """The training and the test part."""
+    if config.data.root is not None:
+        raise DataError(f"data.root={config.data.root}: {config.data.name} is embedded and has no folder; leave it out")
+    make = DATA[config.data.name]
+    return make("train"), make("test")
+
+
+def _train_transform(config: Config, dataset: data.ArrayDataset) -> data.Transform | None:
+    """Augmentation, where there is any, before what the data set does with its images anyway."""
+    augment = config.data.augment
+    if not (augment.max_shift or augment.max_degrees or augment.max_scale):
+        return dataset.transform
+    moved = data.ShiftRotate(augment.max_shift, augment.max_degrees, augment.max_scale)
+    return data.Compose(moved, *([dataset.transform] if dataset.transform else []))
+
+
+def _model(config: Config, dataset: data.ArrayDataset) -> nn.Module:
+    """The model for the data's images, its weights from the seed."""
+    images = dataset.inputs
+    known = dict(zip(_FROM_DATA, (len(dataset.classes or ()), images.shape[1], images.shape[-1]), strict=True))
+    taken = inspect.signature(models.MODELS[config.model.name]).parameters
+    options = {name: value for name, value in known.items() if name in taken} | config.model.arguments
+    try:
+        return models.build(config.model.name, seed=config.seed, **options)
+    except InputError as error:
+        raise ConfigError(f"model {error}") from error
+
+
+def _optimizer(config: Config, model: nn.Module) -> Optimizer:
+    kind = OPTIMIZERS[config.optimizer.name.lower()]
+    make: Callable[..., Optimizer] = kind
+    try:
+        return make(model.parameters(), lr=config.lr, **_optimizer_arguments(config))
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+        raise ConfigError(f"optimizer {kind.__name__}: {error}") from error
+
+
+def _optimizer_arguments(config: Config) -> dict[str, Any]:
+    """What the configuration says about the optimizer; what it leaves out is the optimizer's own default."""
+    own = {name: getattr(config.optimizer, name) for name in ("momentum", "nesterov", "weight_decay", "betas")}
+    given = {name: value for name, value in own.items() if value is not None} | config.optimizer.arguments
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+
+
+def _schedule(config: Config, progress: int) -> schedule.Schedule | None:
+    """The schedule over ``progress``, or None where the rate is constant from the beginning."""
+    say, shape = config.schedule, _shape_fields(config)
+    warms_up_itself = "warmup_steps" in shape
+    if say.shape == "constant" and not say.warmup_steps:
+        return None
+    arguments = {"base_lr": config.lr, **_schedule_arguments(config)}
+    if "max_update" in shape:
+        arguments.setdefault("max_update", progress)
+        if say.warmup_steps >= arguments["max_update"]:
+            end = "schedule.max_update" if say.max_update is not None else "the whole training"
+            raise ConfigError(
+                f"schedule.warmup_steps={say.warmup_steps}: must be less than {end}, which is "
+                f"{arguments['max_update']} {config.schedule_unit}(s); lower it, or raise "
+                f"{'it' if say.max_update is not None else 'epochs'}"
+            )
+    try:
+        if warms_up_itself:
+            warm_up = {"warmup_steps": say.warmup_steps, "warmup_begin_lr": say.warmup_begin_lr}
+            return schedule.build(say.shape, **arguments, **warm_up)
+        made = schedule.build(say.shape, **arguments)
+        return schedule.Warmup(made, say.warmup_steps, say.warmup_begin_lr) if say.warmup_steps else made
+    except (InputError, TypeError) as error:
+        raise ConfigError(f"schedule {say.shape}: {error}") from error
+
+
+def _schedule_arguments(config: Config) -> dict[str, Any]:
+    """What the configuration says about the shape itself; the warm-up and the rate are said elsewhere."""
+    own = {"max_update": config.schedule.max_update, "final_lr": config.schedule.final_lr}
+    return {name: value for name, value in own.items() if value is not None} | config.schedule.arguments
+
+
+def _shape_fields(config: Config) -> set[str]:
+    return {field.name for field in fields(schedule.SHAPES[config.schedule.shape])}  # type: ignore[arg-type]

@@ -1,0 +1,91 @@
+"""Which values a configuration may have, beyond their types."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from typing import Any
+
+from wholebatch.config.layer import leaves
+from wholebatch.config.schema import Config
+from wholebatch.config.show import inline
+from wholebatch.core.errors import ConfigError, nearest
+
+_LARGEST = 2**31 - 1  # more samples than any batch; keeps every product far inside int64
+
+
+def _at_least_1(value: Any) -> bool:
+    return value is None or 1 <= value <= _LARGEST
+
+
+def _not_negative(value: Any) -> bool:
+    return value is None or value >= 0
+
+
+_COUNT = f"a whole number from 1 to {_LARGEST}"
+_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "batch_size": (_at_least_1, _COUNT),
+    "micro_batch": (lambda v: v == "auto" or (isinstance(v, int) and _at_least_1(v)), f"auto, or {_COUNT}"),
+    "accumulation_steps": (_at_least_1, f"null, or {_COUNT}"),
+    "epochs": (_at_least_1, _COUNT),
+    "seed": (lambda v: 0 <= v < 2**63, "a whole number from 0 to 2^63 - 1"),
+    "lr": (lambda v: v > 0, "a number above 0"),
+    "clip_norm": (lambda v: v is None or v > 0, "null, or a number above 0"),
+    "bitwise": (lambda v: not v, "false: bitwise mode is not available in this version"),
+    "device": (
+        lambda v: re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:\d+)?", v) is not None,
+        "auto, cpu, cuda, cuda:<number>, mps, or xpu",
+    ),
+    "log_every": (_at_least_1, f"null, or {_COUNT}"),
+    "run_dir": (lambda v: v is None or bool(v.strip()), "null, or the path of a folder"),
+    "data.root": (lambda v: v is None or bool(v.strip()), "null, or the path of a folder"),
+    "data.augment.max_shift": (_not_negative, "a number of pixels, 0 or more"),
+    "data.augment.max_degrees": (lambda v: 0 <= v <= 180, "degrees from 0 to 180"),
+    "data.augment.max_scale": (lambda v: 0 <= v < 1, "a number from 0 to below 1"),
+    "schedule.warmup_steps": (_not_negative, "a whole number, 0 or more"),
+    "schedule.warmup_begin_lr": (_not_negative, "a number, 0 or more"),
+    "schedule.max_update": (_at_least_1, f"null, or {_COUNT}"),
+    "schedule.final_lr": (_not_negative, "null, or a number, 0 or more"),
+    "loss.label_smoothing": (lambda v: 0 <= v <= 1, "a number from 0 to 1"),
+}
+_CHOICES = {"schedule_unit": ("step", "epoch"), "precision": ("fp32", "bf16")}
+
+
+def expectation(key: str) -> str | None:
+    """Return in words which values ``key`` may have, or None where any value of its type will do."""
+    return _RULES[key][1] if key in _RULES else " or ".join(_CHOICES[key]) if key in _CHOICES else None
+
+
+def check(config: Config) -> None:
+    """Raise where a value cannot be used.
+
+    Raises:
+        ConfigError: the message has the key, the value, what was expected, and the nearest choice.
+    """
+    values = dict(leaves(asdict(config)))
+    for key, value in values.items():
+        for number in _floats(value):
+            if not math.isfinite(number):
+                raise ConfigError(f"{key}={inline(value)}: expected a finite number")
+        if isinstance(value, str) and "\0" in value:
+            raise ConfigError(f"{key}={inline(value)}: text with a NUL character cannot be used")
+        if key in _RULES and not _RULES[key][0](value):
+            raise ConfigError(f"{key}={inline(value)}: expected {_RULES[key][1]}")
+        if key in _CHOICES and value not in _CHOICES[key]:
+            raise ConfigError(
+                f"{key}={inline(value)}: expected {' or '.join(_CHOICES[key])}{nearest(value, _CHOICES[key])}"
+            )
+    if config.accumulation_steps is not None and config.accumulation_steps > config.batch_size:
+        raise ConfigError(
+            f"accumulation_steps={config.accumulation_steps}: a batch of {config.batch_size} samples cannot be cut "
+            f"into more passes than samples; expected 1 to {config.batch_size}"
+        )
+
+
+def _floats(value: Any) -> Iterator[float]:
+    """The floats of a value: of itself, or of a list."""
+    for item in value if isinstance(value, list) else [value]:
+        if isinstance(item, float):
+            yield item

@@ -1,0 +1,225 @@
+"""What a configuration holds: one dataclass per group, a docstring per field.
+
+The first line of a field's docstring is what ``wholebatch config show`` prints beside it. Groups with a
+field ``arguments`` are open: a key that is no field of theirs is passed on to what they name, so that
+``optimizer.eps=1e-6`` reaches the optimizer.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import inspect
+import textwrap
+from dataclasses import dataclass, field
+from typing import Any, get_type_hints
+
+NAMED_BY = {"data": "name", "model": "name", "optimizer": "name", "schedule": "shape", "loss": "name"}
+"""The groups, and the field that says which one: ``model=lenet`` is short for ``model.name=lenet``."""
+
+
+@dataclass
+class Augment:
+    """Small random changes of the training images, drawn for every (seed, epoch, sample)."""
+
+    max_shift: float = 0.0
+    """largest shift along each axis, in pixels"""
+    max_degrees: float = 0.0
+    """largest rotation to either side, in degrees"""
+    max_scale: float = 0.0
+    """largest relative change of size, 0 to below 1 (0.1: 0.9 to 1.1 times)"""
+
+
+@dataclass
+class Data:
+    """The data set."""
+
+    name: str = "digits"
+    """data set: digits"""
+    root: str | None = None
+    """folder of its files; null: where the data set looks by itself (digits are embedded and need none)"""
+    augment: Augment = field(default_factory=Augment)
+    """small random changes of the training images"""
+
+
+@dataclass
+class Model:
+    """The model; further keys are arguments of the model named."""
+
+    name: str = "small_cnn"
+    """model, see wholebatch.models"""
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """arguments of the model that have no field here"""
+
+
+@dataclass
+class Optimizer:
+    """The optimizer; null leaves its own default, further keys are arguments of the optimizer named."""
+
+    name: str = "sgd"
+    """optimizer: a class of torch.optim, such as sgd, adam, adamw"""
+    momentum: float | None = None
+    """share of the last update that is kept"""
+    nesterov: bool | None = None
+    """Nesterov's momentum"""
+    weight_decay: float | None = None
+    """weight decay, as the optimizer defines it"""
+    betas: list[float] | None = None
+    """decay rates of the running averages of Adam and its kin"""
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """arguments of the optimizer that have no field here"""
+
+
+@dataclass
+class Schedule:
+    """The learning rate as a function of progress; null leaves the shape's own default."""
+
+    shape: str = "constant"
+    """constant, cosine, polynomial, linear, factor, multi_factor, square_root or trapezoid"""
+    warmup_steps: int = 0
+    """length of the linear warm-up, in schedule_unit"""
+    warmup_begin_lr: float = 0.0
+    """learning rate at the beginning of the warm-up"""
+    max_update: int | None = None
+    """where the shape ends, in schedule_unit; null: at the end of training"""
+    final_lr: float | None = None
+    """learning rate at the end"""
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """arguments of the shape that have no field here, such as factor, power, step"""
+
+
+@dataclass
+class Loss:
+    """The loss."""
+
+    name: str = "cross_entropy"
+    """loss: cross_entropy"""
+    label_smoothing: float = 0.0
+    """share of a target that is spread over all classes, 0 to 1"""
+
+
+@dataclass
+class Config:
+    """All that a training run is made of."""
+
+    recipe: str = "digits"
+    """recipe this configuration starts from"""
+    batch_size: int = 128
+    """samples of one optimizer step"""
+    micro_batch: int | str = "auto"
+    """samples of one forward and backward pass, or auto; the result does not depend on it"""
+    accumulation_steps: int | None = None
+    """in place of micro_batch: passes per step (batch_size / N, rounded up)"""
+    epochs: int = 10
+    """passes over the training data"""
+    seed: int = 0
+    """seed of weights, order, augmentation and dropout"""
+    lr: float = 0.1
+    """learning rate; a schedule starts from it"""
+    schedule_unit: str = "step"
+    """what a schedule counts: step or epoch"""
+    clip_norm: float | None = None
+    """largest norm of the gradient; null: no clipping"""
+    precision: str = "fp32"
+    """arithmetic of the model: fp32 or bf16"""
+    bitwise: bool = False
+    """same bits on any number of processes (needs a micro_batch)"""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps …"""
+    run_dir: str | None = None
+    """folder of the run; null: runs/<recipe>-<date>-<time> in the current folder"""
+    log_every: int | None = None
+    """steps between two records of training; null: a record per epoch"""
+    data: Data = field(default_factory=Data)
+    """data set"""
+    model: Model = field(default_factory=Model)
+    """model"""
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    """optimizer"""
+    schedule: Schedule = field(default_factory=Schedule)
+    """learning rate over time"""
+    loss: Loss = field(default_factory=Loss)
+    """loss"""
+
+    def resolved_micro_batch(self) -> int | str:
+        """Return the micro-batch that ``micro_batch`` and ``accumulation_steps`` say: a number of samples or "auto".
+
+        >>> Config(batch_size=100, accumulation_steps=3).resolved_micro_batch()
+        34
+        """
+        if self.accumulation_steps is None:
+            return self.micro_batch
+        return -(-self.batch_size // self.accumulation_steps)
+
+
+@functools.cache
+def field_docs(group: type) -> dict[str, str]:
+    """Return the first line of the docstring under each field of a dataclass.
+
+    >>> field_docs(Config)["batch_size"]
+    'samples of one optimizer step'
+    """
+    body = ast.parse(textwrap.dedent(inspect.getsource(group))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    docs = {}
+    for statement, after in zip(body.body, body.body[1:], strict=False):
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+            assert isinstance(after, ast.Expr), f"{group.__name__}.{statement.target.id} has no docstring"
+            assert isinstance(after.value, ast.Constant)
+            docs[statement.target.id] = str(after.value.value).strip().splitlines()[0]
+    return docs
+
+
+def subgroups(group: type) -> dict[str, type]:
+    """Return the fields of a dataclass that are dataclasses themselves, with their types.
+
+    >>> list(subgroups(Config))
+    ['data', 'model', 'optimizer', 'schedule', 'loss']
+    """
+    made: dict[str, Any] = {item.name: item.default_factory for item in dataclasses.fields(group)}
+    return {name: kind for name, kind in made.items() if isinstance(kind, type) and dataclasses.is_dataclass(kind)}
+
+
+def field_names(group: type) -> list[str]:
+    """Return the keys of a group that one may write, in order (``arguments`` is filled by keys of their own).
+
+    >>> field_names(Model)
+    ['name']
+    """
+    return [item.name for item in dataclasses.fields(group) if item.name != "arguments"]
+
+
+def is_open(group: type) -> bool:
+    """Return whether the group passes keys on that are no fields of it."""
+    return any(item.name == "arguments" for item in dataclasses.fields(group))
+
+
+def type_of(key: str) -> Any:
+    """Return the type of the field at a dotted key, or None where there is no such field.
+
+    >>> type_of("lr"), type_of("data.root"), type_of("zzz")
+    (<class 'float'>, str | None, None)
+    """
+    group: type = Config
+    *path, name = key.split(".")
+    for part in path:
+        if part not in subgroups(group):
+            return None
+        group = subgroups(group)[part]
+    return get_type_hints(group).get(name)
+
+
+def dotted_keys(group: type = Config, prefix: str = "") -> list[str]:
+    """Return every key of the schema, written with dots.
+
+    >>> [key for key in dotted_keys() if key.startswith("data.")]  # doctest: +ELLIPSIS
+    ['data.name', 'data.root', 'data.augment', 'data.augment.max_shift', ...]
+    """
+    keys = []
+    inner = subgroups(group)
+    for name in field_names(group):
+        keys.append(prefix + name)
+        if name in inner:
+            keys += dotted_keys(inner[name], f"{prefix}{name}.")
+    return keys

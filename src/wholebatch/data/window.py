@@ -1,0 +1,85 @@
+"""One whole batch that is fetched piece by piece."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import Tensor
+
+from wholebatch.core import tree
+from wholebatch.core.cuts import bounds
+
+
+class Window:
+    """The samples of one optimizer step; iterating gives their micro-batches one after the other.
+
+    A micro-batch is gathered when it is asked for, so the whole batch need never be in memory. A window
+    can be iterated again and gives the same again (the step of a stream keeps its one batch for that).
+
+    Attributes:
+        samples: how many samples the whole batch has.
+        position: the first sample's place in the whole batch; 0 in one process.
+        indices: the samples' numbers in the data set, int64, (samples,), on the host. In a stream, which
+            has no such numbers, their places in the stream.
+        epoch: the epoch they belong to, from 0.
+        micro_batch: how many samples a micro-batch holds, or None for all.
+    """
+
+    position = 0
+
+    def __init__(
+        self,
+        gather: Callable[[int, int], Any],
+        indices: Tensor,
+        epoch: int,
+        micro_batch: int | None = None,
+        at_once: bool = False,
+        finish: Callable[[Any, Tensor], Any] | None = None,
+    ) -> None:
+        """Make a window.
+
+        Args:
+            gather: gives the batch of the samples ``start ... stop`` of the window.
+            indices: see above.
+            epoch: see above.
+            micro_batch: see above.
+            at_once: gather all samples first and cut views of them, for small samples that all are rows of tensors.
+            finish: moves a micro-batch to its device and transforms it, given the micro-batch and its indices.
+        """
+        self.samples = indices.shape[0]
+        self.indices = indices
+        self.epoch = epoch
+        self.micro_batch = micro_batch
+        self._gather, self._at_once, self._finish = gather, at_once, finish
+
+    def __iter__(self) -> Iterator[Any]:
+        cuts = bounds(self.samples, self.micro_batch or self.samples)
+        if self._at_once and len(cuts) > 1:
+            pieces = _views(self._gather(0, self.samples), cuts, self.samples)
+        else:
+            pieces = (self._gather(start, stop) for start, stop in cuts)
+        if self._finish is None:
+            return iter(pieces)
+        finish, indices = self._finish, self.indices
+        return (finish(piece, indices[start:stop]) for piece, (start, stop) in zip(pieces, cuts, strict=True))
+
+    def whole(self) -> Any:
+        """Return the whole batch at once."""
+        batch = self._gather(0, self.samples)
+        return batch if self._finish is None else self._finish(batch, self.indices)
+
+    def __len__(self) -> int:
+        """Return the number of micro-batches."""
+        return len(bounds(self.samples, self.micro_batch or self.samples))
+
+    def __repr__(self) -> str:
+        return f"Window({self.samples} samples of epoch {self.epoch} in {len(self)} micro-batches)"
+
+
+def _views(batch: Any, cuts: list[tuple[int, int]], samples: int) -> Iterator[Any]:
+    """Cut ``batch`` into views; the usual tuple of tensors by one split per tensor."""
+    if type(batch) is tuple and all(isinstance(part, Tensor) and part.ndim for part in batch):
+        sizes = [stop - start for start, stop in cuts]
+        return zip(*[part.split(sizes) for part in batch], strict=True)
+    return (tree.cut(batch, start, stop, samples) for start, stop in cuts)

@@ -1,0 +1,135 @@
+"""``history.jsonl``: one JSON object a line, written as it comes.
+
+A number that is not finite is written as ``null``, since JSON has no word for it, and read back as
+NaN (an infinity becomes NaN as well). A last line without its end, left by a run that was killed
+while it wrote, is no record: reading passes over it and :class:`Journal` removes it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from wholebatch.core.errors import RunFolderError
+from wholebatch.core.record import History, Record
+
+NAME = "history.jsonl"
+
+
+def encode(record: Record) -> bytes:
+    """One line of JSON.
+
+    >>> encode({"step": 3, "loss": float("nan")})
+    b'{"step": 3, "loss": null}\\n'
+    """
+    return (json.dumps(_valid(record), ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8", "replace")
+
+
+def _valid(value: Any) -> Any:
+    """``value`` as JSON can hold it: array scalars as numbers, NaN and infinities as None, strangers as text."""
+    if isinstance(value, dict):
+        return {str(key): _valid(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_valid(inner) for inner in value]
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if value is None or isinstance(value, (str, bool, int)):
+        return value
+    item = getattr(value, "item", None)
+    if item is not None and getattr(value, "shape", None) == ():
+        return _valid(item())
+    return str(value)
+
+
+def decode(data: bytes, path: Path) -> tuple[list[Record], int]:
+    """Return the records in ``data`` and how many bytes of it they fill.
+
+    Raises:
+        RunFolderError: a line that was written to its end is no JSON object.
+    """
+    records, good = [], 0
+    for place, line in enumerate(data.splitlines(keepends=True), start=1):
+        whole = line.endswith(b"\n")
+        try:
+            record = json.loads(line)
+            if not isinstance(record, dict):
+                raise ValueError("not an object")
+        except ValueError:
+            if whole and line.strip():
+                shown = line[:60].decode("utf-8", "replace").rstrip()
+                raise RunFolderError(
+                    f"{path}, line {place}: expected one JSON object a line, got {shown!r}; "
+                    "repair or remove that line, or start in another run folder"
+                ) from None
+            if not whole:
+                break
+        else:
+            records.append({key: math.nan if value is None else value for key, value in record.items()})
+        good += len(line)
+    return records, good
+
+
+def read_history(path: str | os.PathLike[str]) -> History:
+    """Return the history in a run folder, or in its ``history.jsonl``; values that were not finite are NaN.
+
+    Raises:
+        RunFolderError: there is none, it cannot be read, or a line in it is damaged.
+    """
+    path = Path(path)
+    file = path / NAME if path.is_dir() else path
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise RunFolderError(
+            f"no history can be read from {file}: {error.strerror or error}; name a run folder that holds {NAME}"
+        ) from error
+    return History(decode(data, file)[0])
+
+
+class Journal:
+    """The open ``history.jsonl`` of a run.
+
+    A line that cannot be written (a full disk) is kept and written with the next one: see :meth:`add`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - it stays open for the run
+        try:
+            self._file.seek(0, os.SEEK_END)
+            self.records, self._good = decode(path.read_bytes(), path)
+            self._file.truncate(self._good)
+            whole = self._good == 0 or path.read_bytes().endswith(b"\n")
+            self._waiting = b"" if whole else b"\n"
+        except BaseException:
+            self._file.close()
+            raise
+
+    def add(self, record: Record) -> None:
+        """Write a record.
+
+        Raises:
+            OSError: it is not on disk; it will be written by the next call that succeeds.
+        """
+        self._waiting += encode(record)
+        self.flush()
+
+    def flush(self) -> None:
+        """Write what waits, after removing what a failed call may have left of it."""
+        if not self._waiting:
+            return
+        self._file.truncate(self._good)
+        rest = self._waiting
+        while rest:
+            rest = rest[self._file.write(rest) :]
+        self._good += len(self._waiting)
+        self._waiting = b""
+
+    def close(self) -> None:
+        """Write what waits and close the file."""
+        try:
+            self.flush()
+        finally:
+            self._file.close()

@@ -1,0 +1,198 @@
+"""The folder that a run leaves: ``history.jsonl`` as it goes, ``curves.png`` and ``curves.svg`` of it.
+
+Other files of the folder (``config.yaml``) are given as texts, so that all of them appear together
+or, where the input turns out to be wrong before anything was trained, not at all.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from wholebatch.core.errors import InputError, InputTypeError, RunFolderError
+from wholebatch.core.record import History, Observer, Record, RunShape
+from wholebatch.display.jsonl import NAME, Journal
+from wholebatch.display.jsonl import read_history as read_history
+from wholebatch.display.output import Output, plain
+from wholebatch.display.writing import write_bytes, write_text
+
+_SHARE = 0.05  # of the time may go into pictures
+
+
+class RunFolder(Observer):
+    """Keeps a run in the folder ``path``.
+
+    The folder is made by ``start`` (or :meth:`prepare`), not before. Pictures are drawn at the end
+    and at epochs between, at most every ``every`` seconds and for at most a twentieth of the time.
+    A picture or line that cannot be written stops nothing; it is said in one line, once.
+
+    Args:
+        path: the folder; its parents are made as well.
+        texts: other files by name, e.g. ``{"config.yaml": "..."}``.
+        resume: go on in a folder that holds a history; otherwise such a folder is refused.
+        say: takes a warning of one line; standard error by default.
+        every: seconds.
+        clock: seconds, for tests.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        texts: Mapping[str, str] | None = None,
+        resume: bool = False,
+        say: Callable[[str], None] | None = None,
+        every: float = 10.0,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.path = Path(path)
+        self._texts = dict(texts or {})
+        self._resume = resume
+        self._say = say or (lambda text: Output(sys.stderr).line(plain(text)))
+        self._every = every
+        self._clock = clock
+        self._journal: Journal | None = None
+        self._history = History()
+        self._made: list[Path] = []  # what this run made, oldest first
+        self._trained = False
+        self._said: set[str] = set()
+        self._title = ""
+
+    def check(self) -> None:
+        """See whether the folder can be made and written, and leave everything as it was.
+
+        Raises:
+            RunFolderError: it cannot, or it holds another run.
+        """
+        self._refuse_other_run()
+        made: list[Path] = []
+        try:
+            self._make(made)
+        finally:
+            _remove(made)
+
+    def prepare(self) -> None:
+        """Make the folder, its texts and an empty history; does nothing the second time.
+
+        Raises:
+            RunFolderError: it cannot be made or written, or it holds another run; nothing is left behind then.
+        """
+        if self._journal is not None:
+            return
+        self._refuse_other_run()
+        made: list[Path] = []
+        try:
+            self._make(made)
+            for name, text in self._texts.items():
+                made += [] if (self.path / name).exists() else [self.path / name]
+                write_text(self.path / name, text)
+            made += [] if (self.path / NAME).exists() else [self.path / NAME]
+            self._journal = Journal(self.path / NAME)
+        except BaseException as error:
+            _remove(made)
+            if isinstance(error, OSError):
+                raise self._unwritable(error) from error
+            raise
+        self._made = made
+        self._history = History(list(self._journal.records))
+
+    def start(self, run: RunShape) -> None:
+        """Make the folder; raises as :meth:`prepare`."""
+        self.prepare()
+        self._title = run.title
+        self._next = self._clock() + self._every
+
+    def record(self, record: Record) -> None:
+        """Write the record; draw, where the last picture is old enough."""
+        if self._journal is None:
+            return
+        self._trained = True
+        self._history.records.append(dict(record))
+        try:
+            self._journal.add(record)
+        except OSError as error:
+            self._warn("history", f"{self.path / NAME} cannot be written now ({error}); training goes on")
+        if record.get("kind") == "epoch" and self._clock() >= self._next:
+            began = self._clock()
+            self._draw()
+            now = self._clock()
+            self._next = now + max(self._every, (now - began) / _SHARE)
+
+    def end(self, history: History, error: BaseException | None) -> None:
+        """Draw and close. A run that wrong input stopped before its first record leaves nothing behind."""
+        journal, self._journal = self._journal, None
+        if journal is None:
+            return
+        try:
+            journal.close()
+        except OSError as failure:
+            self._said.discard("history")
+            self._warn("history", f"{self.path / NAME} lacks its last records: {failure}")
+        if isinstance(error, (InputError, InputTypeError)) and not self._trained:
+            _remove(self._made)
+        elif self._history.records:
+            self._draw()
+
+    def _draw(self) -> None:
+        try:
+            from wholebatch.display.figures import curves, picture
+
+            figure = curves(self._history, title=self._title)
+            for kind in ("png", "svg"):
+                write_bytes(self.path / f"curves.{kind}", picture(figure, kind))
+        except Exception as error:  # a picture is only looked at: it must not stop the run
+            self._warn("curves", f"the curves in {self.path} cannot be drawn: {type(error).__name__}: {error}")
+
+    def _warn(self, topic: str, text: str) -> None:
+        if topic not in self._said:
+            self._said.add(topic)
+            self._say(plain(text))
+
+    def _make(self, made: list[Path]) -> None:
+        """Make the folder with its parents and try to write in it; note in ``made`` what was made."""
+        try:
+            missing = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+            for folder in reversed(missing):
+                folder.mkdir(exist_ok=True)
+                made.append(folder)
+            probe = self.path / f".probe.{os.getpid()}"
+            try:
+                probe.write_bytes(b"wholebatch")
+            finally:
+                probe.unlink(missing_ok=True)
+        except (OSError, ValueError) as error:  # ValueError: a name with a null byte
+            _remove(made)
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: Exception) -> RunFolderError:
+        reason = getattr(error, "strerror", None) or str(error)
+        return RunFolderError(
+            f"the run folder {str(self.path)!r} cannot be written: {reason}; choose a folder that can, with run_dir="
+        )
+
+    def _refuse_other_run(self) -> None:
+        try:
+            holds = not self._resume and (self.path / NAME).stat().st_size > 0
+        except (OSError, ValueError):
+            return
+        if holds:
+            raise RunFolderError(
+                f"the run folder {str(self.path)!r} already holds a run ({NAME}); choose another run_dir, "
+                "or go on with that run with resume=True"
+            )
+
+
+def _remove(made: list[Path]) -> None:
+    """Remove what was made, newest first; a folder that somebody else filled meanwhile stays."""
+    for path in reversed(made):
+        try:
+            if path.is_dir():
+                path.rmdir()
+            else:
+                path.unlink(missing_ok=True)
+        except OSError:
+            pass
+    made.clear()

@@ -1,0 +1,270 @@
+"""Gradients as a weighted sum: add what backward gives, divide once, clip, apply."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import weakref
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from wholebatch.core.errors import ConfigError, InputError, InputTypeError, LossError, NonFiniteError
+from wholebatch.step.losses import weighted_sum
+from wholebatch.step.reductions import Divisor
+from wholebatch.step.report import StepReport, norm_of
+
+NONFINITE = ("raise", "skip", "allow")
+
+
+class GradientAccumulator:
+    """Exact gradient accumulation for people who own their loop.
+
+    ``add`` runs backward on the sum of the losses and counts their weight; ``apply`` divides the finished
+    gradient once by the total weight, clips it, and steps the optimizer. However the samples are cut into
+    pieces, the update is that of the whole batch at once.
+
+    The accumulator owns ``.grad`` of the model's parameters: the first ``add`` of a window starts from none, and
+    the finished gradient stays readable after ``apply``.
+
+    >>> model = nn.Linear(2, 1, bias=False)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> accumulator = GradientAccumulator(model)
+    >>> x, y = torch.ones(5, 2), torch.zeros(5, 1)
+    >>> for piece in (slice(0, 3), slice(3, 5)):
+    ...     accumulator.add((model(x[piece]) - y[piece]) ** 2)
+    >>> accumulator.apply(optimizer).weight
+    5.0
+
+    Raises:
+        InputTypeError: ``model`` is no ``torch.nn.Module``.
+        InputError: the model is wrapped by an engine that averages gradients itself.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        check_model(model)
+        self._model = model
+        self.samples = 0
+        self._parameters: list[Tensor] = []
+        self._sums: list[Tensor] = []
+        self._weights: list[Divisor] = []
+        self._report: weakref.ref[StepReport] | None = None
+        self._scale = 1.0
+
+    def add(self, losses: Tensor | tuple[Any, Any], weights: Any = None) -> None:
+        """Add the gradient of the sum of ``losses``; every element weighs 1, or what ``weights`` says.
+
+        Args:
+            losses: unreduced losses of any shape, or a scalar mean together with ``weights``.
+            weights: a tensor of the losses' shape, or the number that a scalar mean stands for.
+
+        Raises:
+            LossError: a bare scalar, weights of another shape, or losses that depend on no parameter.
+        """
+        pair = (losses, weights) if weights is not None else losses
+        loss_sum, weight = weighted_sum(pair)
+        first = losses[0] if isinstance(losses, tuple | list) else losses
+        samples = len(first) if first.ndim else 0
+        if not self._sums:
+            self.begin(self._trained([]), samples or 1)
+        self.add_sum(loss_sum, weight, samples)
+
+    def apply(self, optimizer: Optimizer, *, clip_norm: float | None = None, nonfinite: str = "raise") -> StepReport:
+        """Divide by the total weight, clip, and step; a total weight of 0 changes nothing.
+
+        Args:
+            optimizer: any optimizer that steps without a closure.
+            clip_norm: the largest 2-norm of the finished gradient (``torch.nn.utils.clip_grad_norm_``).
+            nonfinite: what a NaN or infinity in the gradient does: "raise", "skip" or "allow".
+
+        Raises:
+            NonFiniteError: the gradient is not finite; the weights are as they were.
+        """
+        check_clip_norm(clip_norm)
+        check_nonfinite(nonfinite)
+        check_optimizer(optimizer)
+        if not self._sums:
+            self.begin(self._trained([]), 1)
+        return self.finish(optimizer, clip_norm=clip_norm, nonfinite=nonfinite, where="this step")
+
+    def reset(self) -> None:
+        """Forget what was added since the last ``apply``."""
+        self.begin(self._trained([]), 1)
+
+    # what Step calls: the same, with the counting done before
+
+    def begin(self, parameters: list[Tensor], nominal: int) -> None:
+        """Start a window from no gradients.
+
+        Float16 sums are scaled by a power of two near ``1 / nominal``, so that they stay as large as a mean.
+        """
+        report = self._report() if self._report is not None else None
+        if report is not None:
+            report.settle()
+        self._parameters = parameters
+        self._sums, self._weights, self.samples = [], [], 0
+        self._scale = 1.0
+        for parameter in parameters:
+            parameter.grad = None
+            if parameter.dtype is torch.float16:
+                self._scale = 2.0 ** -math.ceil(math.log2(max(nominal, 1)))
+
+    def add_sum(self, loss_sum: Tensor, weight: Divisor, samples: int) -> None:
+        """Run backward on a sum and count its weight."""
+        self._sums.append(loss_sum.detach())
+        self._weights.append(weight)
+        self.samples += samples
+        if loss_sum.requires_grad:
+            (loss_sum if self._scale == 1.0 else loss_sum * self._scale).backward()
+        elif not (isinstance(weight, int | float) and weight == 0):
+            raise LossError(
+                "the loss depends on no parameter that requires gradients; "
+                "is the model frozen, or was it called under torch.no_grad()?"
+            )
+
+    def finish(
+        self,
+        optimizer: Optimizer,
+        *,
+        clip_norm: float | None,
+        nonfinite: str,
+        where: str,
+        weight: Divisor | None = None,
+    ) -> StepReport:
+        """Divide, check, clip and step."""
+        total = float(_total(self._weights) if weight is None else weight)
+        sums, parameters = self._sums, self._parameters
+        self._sums, self._weights = [], []
+        if not math.isfinite(total):
+            raise InputError(f"the weights of {where} add up to {total}; every weight must be finite")
+        gradients = _gradients(parameters)
+        skipped = total == 0
+        if not skipped and not divide_(gradients, total * self._scale, check=nonfinite != "allow"):
+            if nonfinite == "raise":
+                raise NonFiniteError(self._blame(where))
+            skipped = True
+        report = StepReport(sums, total, self.samples, skipped, parameters)
+        self._report = weakref.ref(report)
+        if not skipped:
+            if clip_norm is not None:
+                report._norm = norm = norm_of(gradients)
+                clip_(gradients, clip_norm, norm)
+            optimizer.step()
+        return report
+
+    def _trained(self, others: Iterable[Tensor]) -> list[Tensor]:
+        return [p for p in (*self._model.parameters(), *others) if p.requires_grad]
+
+    def _blame(self, where: str) -> str:
+        names = {id(p): name for name, p in self._model.named_parameters()}
+        for parameter in self._parameters:
+            if parameter.grad is not None and not all_finite([parameter.grad]):
+                name = names.get(id(parameter), "a parameter of the loss")
+                break
+        return (
+            f"the gradient of {where} is not finite, first in {name!r} of shape {tuple(parameter.shape)}; the weights "
+            "are as before the step. Lower the learning rate, clip, look at the data, or pass nonfinite='skip'"
+        )
+
+
+def _total(weights: Sequence[Divisor]) -> Divisor:
+    numbers = [weight for weight in weights if not isinstance(weight, Tensor)]
+    tensors = [weight for weight in weights if isinstance(weight, Tensor)]
+    total: Divisor = math.fsum(numbers)
+    return total + torch.stack(tensors).sum(dtype=torch.float64) if tensors else total
+
+
+def _gradients(parameters: Iterable[Tensor]) -> list[Tensor]:
+    """The gradients there are; sparse ones coalesced, so that their values can be changed in place."""
+    found = []
+    for parameter in parameters:
+        gradient = parameter.grad
+        if gradient is None:
+            continue
+        if gradient.is_sparse and not gradient.is_coalesced():
+            parameter.grad = gradient = gradient.coalesce()
+        found.append(gradient)
+    return found
+
+
+def _values(gradient: Tensor) -> Tensor:
+    return gradient.values() if gradient.is_sparse else gradient
+
+
+def divide_(gradients: Sequence[Tensor], divisor: float, check: bool) -> bool:
+    """Divide all gradients in place; return whether they are finite (True where ``check`` is off).
+
+    A power of two is divided by in the same pass that looks for NaN and infinity, its product being exact.
+    """
+    mantissa, exponent = math.frexp(divisor)
+    power_of_two = mantissa == 0.5 and -100 < exponent < 100
+    plain: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    for gradient in gradients:
+        parts = _values(gradient)
+        plain.setdefault((parts.device, parts.dtype), []).append(parts)
+    finite = True
+    for (device, dtype), group in plain.items():
+        if check and not dtype.is_complex:
+            found = torch.zeros((), device=device)
+            scale = torch.full((), 2.0 ** (1 - exponent) if power_of_two else 1.0, device=device)
+            torch._amp_foreach_non_finite_check_and_unscale_(group, found, scale)
+            finite = finite and not found.item()
+            if power_of_two:
+                continue
+        elif check:
+            finite = finite and all_finite(group)
+        torch._foreach_div_(group, divisor)
+    return finite
+
+
+def all_finite(gradients: Iterable[Tensor]) -> bool:
+    """Return whether no gradient holds NaN or infinity."""
+    return all(bool(_values(g).isfinite().all()) for g in gradients)
+
+
+def clip_(gradients: Sequence[Tensor], clip_norm: float, norm: Tensor) -> None:
+    """Scale all gradients by ``min(1, clip_norm / (norm + 1e-6))``, as ``clip_grad_norm_`` does."""
+    coefficient = torch.clamp(clip_norm / (norm + 1e-6), max=1.0)
+    for gradient in gradients:
+        parts = _values(gradient)
+        parts.mul_(coefficient.to(parts.device))
+
+
+def check_model(model: Any) -> None:
+    """Refuse what is no module, and modules whose engine averages gradients itself."""
+    if not isinstance(model, nn.Module):
+        raise InputTypeError(f"model is a {type(model).__name__}; give a torch.nn.Module")
+    names = {kind.__name__ for kind in type(model).__mro__}
+    for wrapper in ("DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule"):
+        if wrapper in names:
+            raise InputError(
+                f"the model is wrapped in {wrapper}, which averages gradients by itself, so that uneven parts "
+                "are summed wrongly; pass the bare model (model.module)"
+            )
+
+
+def check_optimizer(optimizer: Any) -> None:
+    """Refuse what is no optimizer, and optimizers that need a closure."""
+    if not isinstance(optimizer, Optimizer):
+        raise InputTypeError(f"optimizer is a {type(optimizer).__name__}; give a torch.optim.Optimizer")
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise InputTypeError(
+            f"{type(optimizer).__name__} needs a closure, since it evaluates the loss several times in a step; a "
+            "window of micro-batches is summed once. Use an optimizer that steps without one, such as SGD or AdamW"
+        )
+
+
+def check_clip_norm(clip_norm: Any) -> None:
+    """Refuse a norm to clip to that is not a positive number."""
+    if clip_norm is not None and not (isinstance(clip_norm, int | float) and clip_norm > 0):
+        raise ConfigError(f"clip_norm={clip_norm!r}; expected a positive number, or None for no clipping")
+
+
+def check_nonfinite(nonfinite: Any) -> None:
+    """Refuse an unknown policy."""
+    if nonfinite not in NONFINITE:
+        raise ConfigError(f"nonfinite={nonfinite!r}; expected one of {', '.join(NONFINITE)}")

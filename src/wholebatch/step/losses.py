@@ -1,0 +1,330 @@
+"""The loss contract: whatever a loss gives becomes the pair (weighted sum, weight).
+
+===============================  =====================================================================
+given                            read as
+===============================  =====================================================================
+unreduced losses, any shape      every element weighs 1
+``(losses, weights)``            sum of weights · losses, and the sum of the weights
+``(mean, weight)``               a scalar mean that stands for ``weight``: mean · weight, and the weight
+===============================  =====================================================================
+
+A loss of ``torch.nn`` or ``torch.nn.functional`` (also in ``functools.partial``) is called
+``loss(output, *targets)`` and its own ``reduction`` understood; any other module is called alike and gives
+one of the above; a plain function is called ``f(model, batch)``.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from wholebatch.core.errors import InputTypeError, LossError
+from wholebatch.step import reductions
+from wholebatch.step.reductions import Divisor
+
+_HALF = (torch.float16, torch.bfloat16)
+_REPAIR = (
+    'return the unreduced losses (reduction="none"), or (losses, weights), or (mean, weight) with the weight that '
+    "the mean stands for"
+)
+
+
+class LossCall:
+    """How a step calls its loss on one micro-batch."""
+
+    module: nn.Module | None = None  # holds parameters and buffers of the loss itself, if it has any
+    shows_output: bool = False  # whether ``forward`` gives the model's output, which metrics can look at
+    whole_weight: float | None = None  # the weight of the whole batch where it does not add over micro-batches
+
+    def ahead(self, batch: Any) -> Divisor | None:
+        """Return the weight of ``batch`` where its targets alone tell, else None."""
+        return None
+
+    def forward(self, model: nn.Module, piece: Any) -> Any:
+        """Run the model on a micro-batch: on the first part of ``(inputs, *targets)``."""
+        return model(_inputs(piece))
+
+    def summed(self, output: Any, piece: Any, start: int, samples: int, weigh: bool) -> tuple[Tensor, Divisor]:
+        """Return (loss sum, weight) of the samples from ``start`` on; the weight may be 0 unless ``weigh``."""
+        raise NotImplementedError
+
+
+def bind(loss: Any) -> LossCall:
+    """Return how ``loss`` is to be called.
+
+    Raises:
+        InputTypeError: it is no callable.
+        LossError: a loss of torch with an unknown reduction.
+    """
+    if isinstance(loss, nn.Module):
+        name = reductions.name_of_module(loss)
+        return ModuleLoss(loss) if name is None else TorchLoss.of_module(name, loss)
+    if not callable(loss):
+        raise InputTypeError(
+            f"loss is a {type(loss).__name__}; give a torch.nn loss, a torch.nn.functional loss, or a function "
+            "f(model, batch) that gives unreduced losses"
+        )
+    function, options = reductions.options_of_partial(loss)
+    name = reductions.name_of_function(function)
+    return FunctionLoss(loss) if name is None else TorchLoss.of_function(name, function, options)
+
+
+def weighted_sum(value: Any) -> tuple[Tensor, Divisor]:
+    """Return (loss sum, weight) of what a loss gave.
+
+    >>> weighted_sum((torch.tensor([1.0, 2.0]), torch.tensor([3.0, 1.0])))
+    (tensor(5.), 4.0)
+
+    Raises:
+        LossError: a bare scalar, weights of another shape, or weights that require gradients.
+    """
+    if isinstance(value, Tensor):
+        if value.ndim == 0:
+            raise LossError(
+                "the loss is a bare scalar, and what it divided by is unknown, so it cannot be summed exactly; "
+                + _REPAIR
+            )
+        return _sum(value), value.numel()
+    if not (isinstance(value, tuple | list) and len(value) == 2 and isinstance(value[0], Tensor)):
+        raise LossError(f"the loss gave {_describe(value)}; {_REPAIR}")
+    losses, weights = value
+    if isinstance(weights, Tensor) and weights.requires_grad:
+        raise LossError(
+            f"the loss gave a pair whose second part, {_describe(weights)}, requires gradients, so it is no weight; "
+            f"detach() it if it is one, else {_REPAIR}"
+        )
+    if losses.ndim == 0:
+        return _mean_times_weight(losses, weights)
+    if not isinstance(weights, Tensor) or weights.shape != losses.shape:
+        raise LossError(
+            f"losses are {_describe(losses)} but their weights are {_describe(weights)}; give one weight each"
+        )
+    weighted = torch.where(weights != 0, losses * weights, 0)  # a loss of weight 0 may be NaN
+    return _sum(weighted), reductions.read(weights.sum(dtype=torch.float64))
+
+
+def _mean_times_weight(mean: Tensor, weight: Any) -> tuple[Tensor, Divisor]:
+    """A mean over nothing is NaN, and so is its gradient: weight 0 must not reach backward."""
+    if isinstance(weight, Tensor):
+        if weight.numel() != 1:
+            raise LossError(f"a scalar mean came with weights {_describe(weight)}; give the one weight it stands for")
+        weight = weight.item()
+    if isinstance(weight, bool) or not isinstance(weight, int | float):
+        raise LossError(f"a scalar mean came with {_describe(weight)}; give the number that the mean divided by")
+    if weight == 0:
+        return torch.zeros((), dtype=mean.dtype, device=mean.device), 0
+    return (mean.float() if mean.dtype in _HALF else mean) * weight, weight
+
+
+def _sum(losses: Tensor) -> Tensor:
+    """The sum, in at least float32: half precision overflows and forgets."""
+    return losses.sum(dtype=torch.float32) if losses.dtype in _HALF else losses.sum()
+
+
+class FunctionLoss(LossCall):
+    """A plain function ``f(model, batch)``."""
+
+    def __init__(self, function: Callable[[nn.Module, Any], Any]) -> None:
+        self._function = function
+
+    def forward(self, model: nn.Module, piece: Any) -> Any:
+        """Return what the function gives."""
+        return self._function(model, piece)
+
+    def summed(self, output: Any, piece: Any, start: int, samples: int, weigh: bool) -> tuple[Tensor, Divisor]:
+        """Read what the function gave."""
+        return weighted_sum(output)
+
+
+class ModuleLoss(LossCall):
+    """A module that is called ``loss(output, *targets)`` and gives unreduced losses or a pair."""
+
+    shows_output = True
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def summed(self, output: Any, piece: Any, start: int, samples: int, weigh: bool) -> tuple[Tensor, Divisor]:
+        """Read what the module gave."""
+        assert self.module is not None
+        return weighted_sum(self.module(*_arguments(output, piece)))
+
+
+class TorchLoss(LossCall):
+    """A loss of torch whose ``reduction`` is understood: called for its sum, weighed as its mean would be."""
+
+    shows_output = True
+
+    def __init__(
+        self, name: str, reduction: str, module: nn.Module | None, options: Mapping[str, Any], call: Callable[..., Any]
+    ) -> None:
+        known = ("mean", "sum", "none", "batchmean") if name == "kl_div" else ("mean", "sum", "none")
+        if reduction not in known:
+            raise LossError(f"{name} with reduction={reduction!r}; expected one of {', '.join(known)}")
+        self.module = module
+        self.whole_weight = 1 if reduction == "sum" else None
+        self._name = name
+        self._rule = reductions.RULES[name]
+        self._reduction = reduction
+        self._options = options
+        self._call = call  # (reduction, per-sample options or None) -> the callable to apply
+        self._of_classes = self._rule is reductions.RULES["cross_entropy"]  # whose weights are of classes
+
+    @classmethod
+    def of_module(cls, name: str, module: nn.Module) -> TorchLoss:
+        """Read a module's own reduction; its buffers stay shared, so that ``.to(…)`` reaches them."""
+        copies = {}
+        for reduction in ("sum", "none"):
+            copies[reduction] = copy.copy(module)
+            copies[reduction].reduction = reduction  # type: ignore[assignment]
+
+        def call(reduction: str, sliced: dict[str, Tensor] | None) -> Callable[..., Any]:
+            if sliced is None:
+                return copies[reduction]
+            part = copy.copy(copies[reduction])
+            part._buffers = {**part._buffers, **sliced}
+            return part
+
+        return cls(name, str(module.reduction), module, _Attributes(module), call)
+
+    @classmethod
+    def of_function(cls, name: str, function: Callable[..., Any], options: dict[str, Any]) -> TorchLoss:
+        """Read a function's keyword arguments."""
+        reduction = reductions.legacy_reduction(options, function)
+        options.pop("reduction", None)
+
+        def call(reduction: str, sliced: dict[str, Tensor] | None) -> Callable[..., Any]:
+            given = {**options, **(sliced or {})}
+            return lambda *arguments: function(*arguments, reduction=reduction, **given)
+
+        return cls(name, reduction, None, options, call)
+
+    def ahead(self, batch: Any) -> Divisor | None:
+        """Return the class weight of all targets at once, where the targets are classes."""
+        if self._reduction != "mean" or self._name not in ("cross_entropy", "nll_loss"):
+            return None
+        if not isinstance(batch, tuple | list) or len(batch) != 2:
+            return None
+        targets = batch[1]
+        if not isinstance(targets, Tensor) or targets.is_floating_point() or targets.ndim == 0:
+            return None
+        weight = self._options.get("weight")
+        if weight is not None and weight.device != targets.device:
+            return None
+        try:
+            return reductions.class_weight(targets, self._options)
+        except (IndexError, RuntimeError):  # a label without a class: the loss itself says so
+            return None
+
+    def summed(self, output: Any, piece: Any, start: int, samples: int, weigh: bool) -> tuple[Tensor, Divisor]:
+        """Call torch's loss for its sum and count what its mean would have divided by."""
+        arguments = _arguments(output, piece)
+        asked = self._asked(arguments)
+        sliced = None
+        if not self._of_classes:
+            self._check_shapes(arguments)
+            sliced = self._per_sample_options(arguments, start)
+        try:
+            result = self._call(asked, sliced)(*arguments)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, IndexError, ValueError, TypeError) as error:
+            raise LossError(self._diagnose(arguments, error)) from error
+        if self._rule.scale is not None and self._reduction == "mean":
+            result = self._rule.scale(arguments, result)
+        loss_sum = _sum(result) if asked == "none" else result
+        if not weigh or self.whole_weight is not None:
+            return loss_sum, 0
+        if self._reduction == "none":
+            return loss_sum, result.numel()
+        if self._reduction == "batchmean":
+            return loss_sum, arguments[0].shape[0]
+        options = self._options if sliced is None else {"weight": None, **sliced}
+        return loss_sum, self._rule.divisor(arguments, result, options)
+
+    def _asked(self, arguments: tuple[Any, ...]) -> str:
+        if not isinstance(arguments[0], Tensor):
+            raise LossError(f"{self._name} needs a tensor as the model's output; got {_describe(arguments[0])}")
+        if self._reduction == "none" or arguments[0].dtype in _HALF:
+            return "none"
+        return "sum" if self._reduction != "mean" else self._rule.reduction
+
+    def _check_shapes(self, arguments: tuple[Any, ...]) -> None:
+        first = arguments[0]
+        for other in arguments[1 : self._rule.same_shape]:
+            if not isinstance(other, Tensor) or other.shape != first.shape:
+                raise LossError(
+                    f"{self._name} got output {_describe(first)} and target {_describe(other)}; they must have one "
+                    "shape, since broadcasting would compare every sample with every other one. "
+                    "Reshape one of them, e.g. output.squeeze(1) or target.unsqueeze(1)"
+                )
+
+    def _per_sample_options(self, arguments: tuple[Any, ...], start: int) -> dict[str, Tensor] | None:
+        """The rows of ``weight`` and ``pos_weight`` that belong to this micro-batch, where they are per sample."""
+        first, sliced = arguments[0], {}
+        for name in ("weight", "pos_weight"):
+            option = self._options.get(name)
+            if isinstance(option, Tensor) and option.ndim == first.ndim and option.shape[0] != 1:
+                sliced[name] = option[start : start + first.shape[0]]
+                if len(sliced[name]) != first.shape[0]:
+                    raise LossError(
+                        f"{self._name} has a {name} of shape {tuple(option.shape)}, one row per sample, but the batch "
+                        f"has at least {start + first.shape[0]} samples"
+                    )
+        return sliced or None
+
+    def _diagnose(self, arguments: tuple[Any, ...], error: Exception) -> str:
+        given = f"{self._name} got output {_describe(arguments[0])}"
+        given += f" and target {', '.join(_describe(item) for item in arguments[1:])}" if len(arguments) > 1 else ""
+        if self._of_classes and len(arguments) > 1:
+            targets = arguments[-1]
+            if isinstance(targets, Tensor) and targets.dtype != torch.int64 and targets.shape != arguments[0].shape:
+                return f"{given}; class numbers must be int64: convert them with targets.long()"
+        return f"{given}; {str(error).strip().splitlines()[0]}"
+
+
+class _Attributes(Mapping[str, Any]):
+    """A module's attributes as a mapping of options."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+
+    def __getitem__(self, name: str) -> Any:
+        try:
+            return getattr(self._module, name)
+        except AttributeError:
+            raise KeyError(name) from None
+
+    def __iter__(self) -> Any:
+        return iter(vars(self._module))
+
+    def __len__(self) -> int:
+        return len(vars(self._module))
+
+
+def _inputs(piece: Any) -> Any:
+    if isinstance(piece, tuple | list):
+        return piece[0]
+    if isinstance(piece, Tensor):
+        return piece
+    raise LossError(
+        f"a loss called as loss(output, *targets) needs a batch (inputs, *targets); this one is {_describe(piece)}. "
+        "Write the loss as a function f(model, batch) instead"
+    )
+
+
+def _arguments(output: Any, piece: Any) -> tuple[Any, ...]:
+    outputs = tuple(output) if isinstance(output, tuple) else (output,)
+    return (*outputs, *piece[1:]) if isinstance(piece, tuple | list) else outputs
+
+
+def _describe(item: Any) -> str:
+    if isinstance(item, Tensor):
+        return f"{str(item.dtype).removeprefix('torch.')} of shape {tuple(item.shape)}"
+    if isinstance(item, tuple | list):
+        return f"a {type(item).__name__} of {len(item)} ({', '.join(_describe(part) for part in item[:4])})"
+    return f"{type(item).__name__} {item!r:.40}"

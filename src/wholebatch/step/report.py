@@ -1,0 +1,90 @@
+"""What one optimizer step says about the whole batch; values are read from the device when asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class StepReport:
+    """One step over the whole batch.
+
+    Attributes:
+        weight: what the gradient was divided by: the weight of all loss elements.
+        samples: number of samples.
+        micro_batches: number of forward/backward passes.
+        skipped: True where nothing was applied (total weight 0, or a non-finite gradient with
+            ``nonfinite="skip"``).
+        noise_scale: None; the gradient noise scale is not estimated in this version.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_loss",
+        "_norm",
+        "_parameters",
+        "_sums",
+        "micro_batches",
+        "samples",
+        "skipped",
+        "weight",
+    )
+
+    noise_scale: float | None = None
+
+    def __init__(
+        self, sums: Sequence[Tensor], weight: float, samples: int, skipped: bool, parameters: Sequence[Tensor]
+    ) -> None:
+        self._sums = sums
+        self._loss: float | None = None
+        self._norm: float | Tensor | None = None
+        self._parameters: Sequence[Tensor] = parameters
+        self.weight = weight
+        self.samples = samples
+        self.micro_batches = len(sums)
+        self.skipped = skipped
+
+    @property
+    def loss_sum(self) -> Tensor:
+        """The weighted sum of the losses, a float64 scalar on the losses' device; nothing is read."""
+        if not self._sums:
+            return torch.zeros((), dtype=torch.float64)
+        return torch.stack(list(self._sums)).sum(dtype=torch.float64)
+
+    @property
+    def loss(self) -> float:
+        """The weighted mean of the losses over the whole batch; NaN where the weight is 0."""
+        if self._loss is None:
+            self._loss = float(self.loss_sum) / self.weight if self.weight else float("nan")
+        return self._loss
+
+    @property
+    def grad_norm(self) -> float:
+        """The 2-norm of the whole gradient, before clipping."""
+        self.settle()
+        if isinstance(self._norm, Tensor):
+            self._norm = float(self._norm)
+        assert self._norm is not None
+        return self._norm
+
+    def settle(self) -> None:
+        """Work the norm out while the gradient is still there; the next step calls this."""
+        if self._norm is None:
+            self._norm = norm_of([p.grad for p in self._parameters if p.grad is not None])
+        self._parameters = ()
+
+    def __repr__(self) -> str:
+        return (
+            f"StepReport(loss={self.loss:.6g}, weight={self.weight:g}, samples={self.samples}, "
+            f"grad_norm={self.grad_norm:.6g}, micro_batches={self.micro_batches}, skipped={self.skipped})"
+        )
+
+
+def norm_of(gradients: Sequence[Tensor]) -> Tensor:
+    """The 2-norm of all elements of ``gradients`` together, a scalar on the first one's device."""
+    if not gradients:
+        return torch.zeros(())
+    dense = [g.values() if g.is_sparse else g for g in gradients]
+    return torch.nn.utils.get_total_norm(dense)

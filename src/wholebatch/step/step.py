@@ -1,0 +1,321 @@
+"""One exact optimizer step over a whole batch, however it is cut into micro-batches."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from wholebatch.core import cuts, processes, tree
+from wholebatch.core.errors import BatchError, ConfigError, InputError, InputTypeError, PromiseWarning
+from wholebatch.schedule import attach
+from wholebatch.step import losses
+from wholebatch.step.draws import Draws
+from wholebatch.step.gradient import GradientAccumulator, check_clip_norm, check_nonfinite, check_optimizer
+from wholebatch.step.report import StepReport
+from wholebatch.step.unkeyed import layers_that_draw, unchanged_buffers
+from wholebatch.step.window import MicroBatches
+
+_BatchNorm = nn.modules.batchnorm._BatchNorm
+
+
+class Step:
+    """The optimizer step of the whole batch: gradients are summed over micro-batches and divided once.
+
+    ``step(batch)`` cuts ``batch`` into micro-batches, runs forward and backward on each, divides the finished
+    gradient by the total weight of all loss elements, clips it, and steps the optimizer. The update is that
+    of the whole batch at once, up to the order of addition, whatever the micro-batch, dropout included.
+
+    Args:
+        model: any module; not wrapped in DistributedDataParallel or ``fully_shard``.
+        optimizer: any ``torch.optim.Optimizer`` that steps without a closure.
+        loss: a loss of ``torch.nn`` or ``torch.nn.functional``; another module, called ``loss(output, *targets)``;
+            or a function ``f(model, batch)``. The last two give unreduced losses or a pair
+            (:mod:`wholebatch.step.losses`).
+        micro_batch: samples of one forward/backward; "auto" takes the whole batch at once.
+        clip_norm: the largest 2-norm of the finished gradient.
+        precision: "fp32" (the model's own dtype) or "bf16" (autocast).
+        bitwise: not available in this version.
+        dropout: "keyed" (masks are a function of seed, step and position) or "native" (torch's own: the
+            result then depends on the micro-batch).
+        nonfinite: what a NaN or infinity in the gradient does: "raise", "skip" (as weight 0, counted in
+            ``skipped``) or "allow".
+        seed: of the keyed draws.
+        schedule: a function of the number of applied steps, or an ``LRScheduler``; stepped once per applied step.
+        batch_axis: the samples' axis: an int, or one per key or place; None for what is passed whole.
+        group: torch.distributed's process group.
+
+    >>> model = nn.Linear(3, 2)
+    >>> step = Step(model, torch.optim.SGD(model.parameters(), lr=0.1), nn.CrossEntropyLoss(), micro_batch=2)
+    >>> report = step((torch.randn(5, 3), torch.tensor([0, 1, 1, 0, 1])))
+    >>> report.samples, report.weight, report.micro_batches
+    (5, 5, 3)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        loss: Any,
+        *,
+        micro_batch: int | str = "auto",
+        clip_norm: float | None = None,
+        precision: str = "fp32",
+        bitwise: bool = False,
+        dropout: str = "keyed",
+        nonfinite: str = "raise",
+        seed: int = 0,
+        schedule: Callable[[float], float] | LRScheduler | None = None,
+        batch_axis: tree.Axis = 0,
+        group: Any = None,
+    ) -> None:
+        self._accumulator = GradientAccumulator(model)
+        check_optimizer(optimizer)
+        check_clip_norm(clip_norm)
+        check_nonfinite(nonfinite)
+        _check_options(micro_batch, precision, bitwise, dropout, seed)
+        processes.current(group)
+        self.model = model
+        self.optimizer = optimizer
+        self.micro_batch = micro_batch
+        self.clip_norm = clip_norm
+        self.nonfinite = nonfinite
+        self.seed = seed
+        self.calls = 0
+        self.applied = 0
+        self.skipped = 0
+        self.watch: Callable[..., None] | None = None
+        """Called with (output, *targets) of every micro-batch, the output detached; for metrics."""
+        self._loss = losses.bind(loss)
+        self._axis = batch_axis
+        self._schedule = _scheduler(schedule, optimizer)
+        self._others = self._check_parameters()
+        self._device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        self._draws = Draws(seed, self._device) if dropout == "keyed" else None
+        self._autocast = (
+            torch.autocast(self._device.type, torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
+        )
+        self._batch_norms = [(name, m) for name, m in model.named_modules() if isinstance(m, _BatchNorm)]
+        self._told: set[str] = set()
+
+    def __call__(self, batch: Any, position: int | None = None) -> StepReport:
+        """Make one step over ``batch``, or over a window of ``MicroBatches``.
+
+        Args:
+            batch: a tensor, or any nesting of tuples, lists, mappings and dataclasses of tensors.
+            position: place of the first sample in the whole batch (0).
+
+        Raises:
+            BatchError: tensors of different lengths, or no tensor at all.
+            LossError: a loss that cannot be summed exactly.
+            NonFiniteError: the gradient is not finite; the weights are as before.
+        """
+        weight, nominal, pieces = self._cut(batch)
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self._accumulator.begin(parameters + self._others if self._others else parameters, nominal)
+        if self._draws is None:
+            for start, samples, piece in pieces:
+                self._run(piece, start, samples, weight is None)
+        else:
+            with self._draws:
+                self._run_keyed(pieces, position or 0, weight is None)
+        self.calls += 1
+        if self._loss.whole_weight is not None and self._accumulator.samples:
+            weight = self._loss.whole_weight
+        report = self._accumulator.finish(
+            self.optimizer,
+            clip_norm=self.clip_norm,
+            nonfinite=self.nonfinite,
+            where=f"step {self.calls}",
+            weight=weight,
+        )
+        if report.skipped:
+            self.skipped += 1
+        else:
+            self.applied += 1
+            if self._schedule is not None:
+                self._schedule.step()
+        return report
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the next step depends on, beside the model and the optimizer."""
+        state = {"seed": self.seed, "calls": self.calls, "applied": self.applied, "skipped": self.skipped}
+        return state if self._schedule is None else {**state, "schedule": self._schedule.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where ``state`` was taken.
+
+        Raises:
+            InputError: the state is of another seed, or has a schedule where this step has none (or vice versa).
+        """
+        if state["seed"] != self.seed:
+            raise InputError(
+                f"this state was taken with seed {state['seed']}, but the step has seed {self.seed}, which would draw "
+                f"other masks; make it with seed={state['seed']}"
+            )
+        if ("schedule" in state) != (self._schedule is not None):
+            raise InputError("the state and the step must both have a schedule, or neither; pass the same schedule=")
+        self.calls, self.applied, self.skipped = state["calls"], state["applied"], state["skipped"]
+        if self._schedule is not None:
+            self._schedule.load_state_dict(state["schedule"])
+
+    # cutting ------------------------------------------------------------------------------------
+
+    def _cut(self, batch: Any) -> tuple[Any, int, Iterator[tuple[int, int, Any]]]:
+        """The weight where the targets tell it, the nominal number of samples, and (start, samples, piece)."""
+        if isinstance(batch, MicroBatches):
+            return None, batch.samples or 1, self._pieces_of_window(batch)
+        samples = tree.count(batch, self._axis)
+        return self._loss.ahead(batch) if self._axis == 0 else None, samples, self._pieces(batch, samples, 0)
+
+    def _pieces(self, batch: Any, samples: int, start: int) -> Iterator[tuple[int, int, Any]]:
+        size = samples if self.micro_batch == "auto" else int(self.micro_batch)
+        if samples <= size:
+            if samples:
+                yield start, samples, batch
+            return
+        for first, stop in cuts.bounds(samples, size, avoid_single=bool(self._batch_norms)):
+            yield start + first, stop - first, tree.cut(batch, first, stop, samples, self._axis)
+
+    def _pieces_of_window(self, window: MicroBatches) -> Iterator[tuple[int, int, Any]]:
+        start = 0
+        for piece in self._outside(window):
+            samples = tree.count(piece, self._axis)
+            yield from self._pieces(piece, samples, start)
+            start += samples
+        if window.samples is not None and start != window.samples:
+            raise BatchError(f"MicroBatches(samples={window.samples}) gave {start} samples")
+
+    def _outside(self, pieces: MicroBatches) -> Iterator[Any]:
+        """Ask for each piece under the caller's generators, which its loader may draw from."""
+        iterator, draws = iter(pieces), self._draws
+        while True:
+            running = draws.pause() if draws is not None else None
+            piece = next(iterator, self)
+            if draws is not None:
+                draws.resume(running)
+            if piece is self:
+                return
+            yield piece
+
+    # one micro-batch ------------------------------------------------------------------------------
+
+    def _run_keyed(self, pieces: Iterator[tuple[int, int, Any]], position: int, weigh: bool) -> None:
+        draws = self._draws
+        assert draws is not None
+        samples = start = 0
+        piece: Any = None
+        for start, samples, piece in pieces:
+            draws.micro_batch(self.calls, position + start, samples)
+            draws.probe = lambda count, piece=piece, samples=samples: self._probe(piece, samples, count)
+            self._run(piece, start, samples, weigh)
+        draws.probe = None
+        if samples and draws.unkeyed() and "draws" not in self._told:  # the last micro-batch stands for all
+            self._tell_draws(piece, position + start, samples)
+
+    def _run(self, piece: Any, start: int, samples: int, weigh: bool) -> None:
+        if self._batch_norms and start and "batch norm" not in self._told:
+            self._tell_batch_norm()
+        if self._device.type != "cpu":
+            piece = tree.to_device(piece, self._device)
+        with self._autocast:
+            output = self._loss.forward(self.model, piece)
+            loss_sum, weight = self._loss.summed(output, piece, start, samples, weigh)
+        if self.watch is not None and self._loss.shows_output:
+            self.watch(tree.map_tensors(Tensor.detach, output), *piece[1:])
+        self._accumulator.add_sum(loss_sum, weight, samples)
+
+    def _probe(self, piece: Any, samples: int, count: int) -> None:
+        """Run the model on ``count`` samples for the shapes alone."""
+        less = count < samples
+        other = tree.cut(piece, 0, count, samples, self._axis) if less else tree.double(piece, self._axis)
+        if self._device.type != "cpu":
+            other = tree.to_device(other, self._device)
+        with torch.no_grad(), self._autocast, unchanged_buffers(self.model):
+            self._loss.forward(self.model, other)
+
+    # what breaks the promise is said once ------------------------------------------------------------
+
+    def _tell_batch_norm(self) -> None:
+        names = [name for name, module in self._batch_norms if module.training]
+        if names:
+            self._told.add("batch norm")
+            _warn(
+                f"{_listed(names)} normalise each micro-batch by itself (batch norm in training mode), so the result "
+                "depends on micro_batch. Ways out: group, layer or instance norm; batch norm in evaluation mode; or "
+                "micro_batch as large as the batch"
+            )
+
+    def _tell_draws(self, piece: Any, position: int, samples: int) -> None:
+        draws = self._draws
+        assert draws is not None
+        self._told.add("draws")
+
+        def forward() -> None:
+            moved = tree.to_device(piece, self._device)
+            with self._autocast:
+                self._loss.summed(self._loss.forward(self.model, moved), moved, position, samples, False)
+
+        def mark() -> None:
+            draws.micro_batch(self.calls, position, samples)
+
+        names = layers_that_draw(self.model, forward, draws, mark) or ["the backward pass"]
+        _warn(
+            f"{_listed(names)} drew random numbers that are not keyed by sample, so the result depends on micro_batch. "
+            "Ways out: nn.Dropout or the dropout functions of torch.nn.functional, which are keyed; or micro_batch as "
+            "large as the batch"
+        )
+
+    def _check_parameters(self) -> list[Tensor]:
+        """The parameters of model and loss that the optimizer does not hold; it may hold no others."""
+        own = {id(p): p for p in self.model.parameters()}
+        if self._loss.module is not None:
+            own.update({id(p): p for p in self._loss.module.parameters()})
+        for number, group in enumerate(self.optimizer.param_groups):
+            for parameter in group["params"]:
+                if own.pop(id(parameter), None) is None:
+                    raise InputError(
+                        f"the optimizer's group {number} holds a parameter of shape {tuple(parameter.shape)} that "
+                        "neither the model nor the loss has; its gradient would not be summed. Make the optimizer from "
+                        "this model's parameters()"
+                    )
+        return list(own.values())
+
+
+def _scheduler(schedule: Any, optimizer: Optimizer) -> LRScheduler | None:
+    if schedule is None or isinstance(schedule, LRScheduler):
+        return schedule
+    if not callable(schedule):
+        raise InputTypeError(
+            f"schedule is a {type(schedule).__name__}; give a function of the step number or a torch LRScheduler"
+        )
+    return attach(schedule, optimizer)
+
+
+def _check_options(micro_batch: Any, precision: str, bitwise: bool, dropout: str, seed: Any) -> None:
+    whole = isinstance(micro_batch, int) and not isinstance(micro_batch, bool) and micro_batch >= 1
+    if micro_batch != "auto" and not whole:
+        raise ConfigError(f"micro_batch={micro_batch!r}; expected a number of samples, 1 or more, or 'auto'")
+    if precision not in ("fp32", "bf16"):
+        raise ConfigError(f"precision={precision!r}; expected 'fp32' or 'bf16'")
+    if bitwise:
+        raise ConfigError("bitwise=True is not available in this version; exact mode is the default")
+    if dropout not in ("keyed", "native"):
+        raise ConfigError(f"dropout={dropout!r}; expected 'keyed' or 'native'")
+    if not isinstance(seed, int):
+        raise ConfigError(f"seed={seed!r}; expected an int")
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(names[:3])
+    return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, PromiseWarning, stacklevel=5)

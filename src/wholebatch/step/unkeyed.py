@@ -1,0 +1,69 @@
+"""Which layer draws random numbers that no key covers: one forward with hooks tells."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from wholebatch.step.draws import Draws
+
+
+def layers_that_draw(model: nn.Module, forward: Callable[[], Any], draws: Draws, mark: Callable[[], None]) -> list[str]:
+    """Return the layers inside which the generator moved unaccounted for, by running ``forward`` once.
+
+    ``mark`` begins the micro-batch's draws anew. A movement belongs to the innermost module that was running.
+    """
+    running: list[str] = []
+    found: list[str] = []
+
+    def attribute() -> None:
+        if draws.moved():
+            name = running[-1] if running else "the loss function"
+            if name not in found:
+                found.append(name)
+        mark()
+
+    def entering(name: str) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            attribute()
+            running.append(name)
+
+        return hook
+
+    def leaving(*_: Any) -> None:
+        attribute()
+        running.pop()
+
+    handles = []
+    for name, module in model.named_modules():
+        label = f"{name or 'the model'} ({type(module).__name__})"
+        handles.append(module.register_forward_pre_hook(entering(label)))
+        handles.append(module.register_forward_hook(leaving))
+    try:
+        mark()
+        with torch.no_grad(), unchanged_buffers(model):
+            forward()
+        attribute()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+@contextmanager
+def unchanged_buffers(model: nn.Module) -> Iterator[None]:
+    """Undo what a forward does to the buffers, running statistics among them."""
+    buffers = list(model.buffers())
+    kept = [buffer.clone() for buffer in buffers]
+    versions = [buffer._version for buffer in buffers]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value, version in zip(buffers, kept, versions, strict=True):
+                if buffer._version != version:
+                    buffer.copy_(value)

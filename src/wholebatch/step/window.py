@@ -1,0 +1,38 @@
+"""The micro-batches of one step, when somebody has them piece by piece."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from wholebatch.core.errors import BatchError, InputTypeError
+
+
+class MicroBatches:
+    """A window given as an iterator of micro-batches; only one of them is in memory at a time.
+
+    ``samples`` says how many samples all of them hold, where that is known. A piece larger than the
+    step's ``micro_batch`` is cut.
+
+    >>> window = MicroBatches(iter([[1, 2], [3]]), samples=3)
+    >>> list(window)
+    [[1, 2], [3]]
+
+    Raises:
+        InputTypeError: ``pieces`` cannot be iterated over.
+        BatchError: ``samples`` is negative.
+    """
+
+    def __init__(self, pieces: Iterable[Any], samples: int | None = None) -> None:
+        try:
+            self._pieces = iter(pieces)
+        except TypeError:
+            raise InputTypeError(
+                f"MicroBatches takes an iterator of micro-batches; got {type(pieces).__name__}"
+            ) from None
+        if samples is not None and samples < 0:
+            raise BatchError(f"MicroBatches(samples={samples}); a number of samples is 0 or more")
+        self.samples = samples
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._pieces
