@@ -130,18 +130,18 @@ def _join(recipe: str | None, words: list[str] | None) -> list[str]:
 
 def _train(words: list[str], files: list[Path]) -> None:
     config = _load(words, files)
-    from wholebatch import api
+    from wholebatch import runs
 
-    api.train_recipe(config)
+    runs.train_recipe(config)
 
 
 def _evaluate(run: Path, words: list[str]) -> None:
     if "=" in str(run) and not run.exists():
         raise RunFolderError(f"evaluate takes the folder of a run first, got {str(run)!r}")
     overrides = _settings(words)
-    from wholebatch import api
+    from wholebatch import runs
 
-    for name, value in api.evaluate_run(run, overrides).items():
+    for name, value in runs.evaluate_run(run, overrides).items():
         print(f"{name} {value:.6g}")
 
 

@@ -327,11 +327,12 @@ def test_a_reader_who_goes_away_is_no_error(tmp_path):
     assert errors == ""
 
 
-def test_a_reader_who_goes_away_before_the_help_is_no_error(tmp_path):
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_a_reader_who_goes_away_before_the_first_word_is_no_error(option):
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run(
-        [sys.executable, "-m", "wholebatch", "--help"],
+        [sys.executable, "-m", "wholebatch", option],
         stdout=writer,
         stderr=subprocess.PIPE,
         text=True,

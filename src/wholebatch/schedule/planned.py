@@ -242,9 +242,8 @@ class TrapezoidScheduler(_Planned):
 
     def _piece(self, index: int, t: Any, xp: Any) -> Any:
         if index == 2:
-            remaining = (self.max_update - t) / (
-                self.max_update - self._decay_begin
-            )  # the length as rounded: at most 1
+            length = self.max_update - self._decay_begin  # as rounded, so that the rate cannot exceed base_lr
+            remaining = (self.max_update - t) / length
             return self.final_lr + (self.base_lr - self.final_lr) * remaining
         if index == 1:
             return self.base_lr

@@ -46,7 +46,7 @@ class LossCall:
 
     def forward(self, model: nn.Module, piece: Any) -> Any:
         """Run the model on a micro-batch: on the first part of ``(inputs, *targets)``."""
-        return model(_inputs(piece))
+        return call_model(model, piece)
 
     def summed(self, output: Any, piece: Any, start: int, samples: int, weigh: bool) -> tuple[Tensor, Divisor]:
         """Return (loss sum, weight) of the samples from ``start`` on; the weight may be 0 unless ``weigh``."""
@@ -306,11 +306,16 @@ class _Attributes(Mapping[str, Any]):
         return len(vars(self._module))
 
 
-def _inputs(piece: Any) -> Any:
-    if isinstance(piece, tuple | list):
-        return piece[0]
+def call_model(model: nn.Module, piece: Any) -> Any:
+    """Return the model's output for the inputs of ``(inputs, *targets)``, or for a batch that is a tensor.
+
+    Raises:
+        LossError: a batch of another kind, which only a loss function ``f(model, batch)`` can read.
+    """
     if isinstance(piece, Tensor):
-        return piece
+        return model(piece)
+    if isinstance(piece, tuple | list):
+        return model(piece[0])
     raise LossError(
         f"a loss called as loss(output, *targets) needs a batch (inputs, *targets); this one is {_describe(piece)}. "
         "Write the loss as a function f(model, batch) instead"

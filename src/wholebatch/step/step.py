@@ -86,6 +86,7 @@ class Step:
         self.micro_batch = micro_batch
         self.clip_norm = clip_norm
         self.nonfinite = nonfinite
+        self.precision = precision
         self.seed = seed
         self.calls = 0
         self.applied = 0

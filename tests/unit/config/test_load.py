@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+import yaml
 
 from wholebatch.config import Config, load, load_run, to_yaml
 from wholebatch.core.errors import ConfigError, RunFolderError
@@ -212,6 +213,11 @@ def test_what_is_shown_can_be_read_back(tmp_path, comments):
     assert load(files=[path]) == config
     assert load_run(tmp_path) == config
     assert config.model.arguments["word"] == "12"
+
+
+def test_other_readers_of_yaml_see_the_same(tmp_path):
+    shown = yaml.safe_load(to_yaml(load(overrides=["lr=1e-5", "optimizer.eps=2.5e-7", "run_dir='on'"])))
+    assert (shown["lr"], shown["optimizer"]["eps"], shown["run_dir"]) == (1e-5, 2.5e-7, "on")
 
 
 def test_every_key_is_shown_with_a_line_on_it():

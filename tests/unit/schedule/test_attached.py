@@ -73,6 +73,7 @@ def test_no_warning_in_right_use_and_torchs_own_in_wrong_use():
         resumed_optimizer = optimizer_of(0.1)
         resumed = attach(COSINE, resumed_optimizer)
         resumed.load_state_dict(lrs.state_dict())
+        assert resumed._step_count == lrs._step_count  # what torch goes by when it warns
         resumed_optimizer.step()
         resumed.step()
     with pytest.warns(UserWarning, match=r"before `optimizer\.step\(\)`"):
@@ -157,6 +158,7 @@ def test_a_state_is_plain_numbers_without_the_schedule():
     optimizer = optimizer_of(torch.tensor(0.5), 0.25)
     lrs = attach(lambda t: 1.0, optimizer)
     assert lrs.state_dict() == {"last_epoch": 0, "base_lrs": [0.5, 0.25]}
+    assert all(type(rate) is float for rate in lrs.state_dict()["base_lrs"])
 
 
 def test_states_that_do_not_fit_are_refused():
@@ -196,6 +198,7 @@ def test_a_schedule_that_gives_no_rate_is_refused(rate):
     with pytest.raises(InputError, match="at t=0"):
         attach(lambda t: rate, optimizer)
     assert rates_of(optimizer) == [0.1]
+    assert "initial_lr" not in optimizer.param_groups[0]
     lrs = attach(lambda t: rate if t == 2 else 0.5, optimizer)
     for _ in range(1):
         optimizer.step()

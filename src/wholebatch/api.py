@@ -1,0 +1,259 @@
+"""``train`` and ``evaluate``: put the parts together and hand over to the loops."""
+
+from __future__ import annotations
+
+import math
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from wholebatch import loop
+from wholebatch import schedule as schedules
+from wholebatch.core.errors import ConfigError, InputError, InputTypeError, nearest
+from wholebatch.core.record import History, Observer, RunShape
+from wholebatch.data import BatchLoader, StreamLoader, as_loader
+from wholebatch.display import RunFolder, choose
+from wholebatch.loop import Metrics
+from wholebatch.step import Step
+from wholebatch.step.losses import bind
+
+_BATCH_SIZE = 512
+
+
+def train(
+    model: nn.Module,
+    data: Any,
+    *,
+    loss: Any,
+    optimizer: Optimizer | Callable[..., Optimizer],
+    batch_size: int | None = None,
+    epochs: int = 10,
+    schedule: Callable[[float], float] | LRScheduler | None = None,
+    schedule_unit: str = "step",
+    micro_batch: int | str = "auto",
+    accumulation_steps: int | None = None,
+    bitwise: bool = False,
+    precision: str = "fp32",
+    clip_norm: float | None = None,
+    eval_data: Any = None,
+    metrics: Any = None,
+    seed: int = 0,
+    device: str | torch.device = "auto",
+    parallel: Any = None,
+    run_dir: str | Path | None = None,
+    resume: bool | str | Path = False,
+    checkpoint_every: str | None = None,
+    log_every: int | None = None,
+    observers: Sequence[Observer] = (),
+    display: bool = True,
+) -> History:
+    """Train ``model`` and return the history.
+
+    Args:
+        model: any module; moved to ``device``.
+        data: ``(inputs, targets)`` as tensors or arrays, a ``Dataset``, a ``DataLoader`` or a ``BatchLoader``.
+        loss: what :class:`wholebatch.Step` takes.
+        optimizer: an optimizer of the model's parameters, or a callable that makes one of them.
+        batch_size: samples of one optimizer step: 512, or the loader's own.
+        epochs: passes over the data.
+        schedule: the learning rate as a function of progress, or an ``LRScheduler``.
+        schedule_unit: what the schedule counts: "step" (applied optimizer steps) or "epoch".
+        micro_batch: samples of one forward/backward; "auto" takes the whole batch at once.
+        accumulation_steps: in place of ``micro_batch``: how many micro-batches make a batch.
+        precision: "fp32" (the model's own dtype) or "bf16" (autocast).
+        clip_norm: the largest norm of the finished gradient.
+        eval_data: evaluated after every epoch.
+        metrics: a metric or a dict of them; None counts accuracy where the targets are classes.
+        seed: of order, augmentation and dropout.
+        device: "auto" takes the GPU where there is one.
+        run_dir: a folder for history and curves; without it nothing is written.
+        log_every: a record every so many steps, beside those of the epochs.
+        observers: further observers of the run.
+        display: show progress on standard output: live on a terminal, a line per epoch elsewhere.
+        bitwise, parallel, resume, checkpoint_every: not available in this version.
+
+    Raises:
+        InputError, InputTypeError: what was given cannot be used; the message says what can.
+        NonFiniteError: a gradient is not finite.
+
+    >>> model = nn.Linear(3, 2)
+    >>> x, y = torch.randn(20, 3), torch.randint(0, 2, (20,))
+    >>> history = train(model, (x, y), loss=nn.CrossEntropyLoss(), optimizer=torch.optim.SGD, batch_size=8, epochs=2,
+    ...                 micro_batch=4, display=False)
+    >>> history.last("train")["step"]
+    6
+    """
+    _refuse_later(bitwise=bitwise, parallel=parallel, resume=resume, checkpoint_every=checkpoint_every)
+    _check_counts(epochs=epochs, log_every=log_every, accumulation_steps=accumulation_steps)
+    if schedule_unit not in ("step", "epoch"):
+        hint = nearest(str(schedule_unit), ("step", "epoch"))
+        raise ConfigError(f"schedule_unit={schedule_unit!r}; expected 'step' or 'epoch'{hint}")
+    loader = _loader(data, batch_size, seed, shuffle=True)
+    micro_batch = _micro_batch(micro_batch, accumulation_steps, loader.batch_size)
+    where = _device(device, model)
+    model.to(where)
+    made = optimizer if isinstance(optimizer, Optimizer) or not callable(optimizer) else optimizer(model.parameters())
+    per_epoch = schedule if schedule_unit == "epoch" else None
+    step = Step(
+        model,
+        made,
+        loss,
+        micro_batch=micro_batch,
+        clip_norm=clip_norm,
+        precision=precision,
+        seed=seed,
+        schedule=None if schedule_unit == "epoch" else schedule,
+    )
+    test = None if eval_data is None else _evaluation(model, eval_data, loss, metrics, loader.batch_size, where)
+    shape = _shape(loader, epochs, where, run_dir, test is not None)
+    _warn_of_short_schedule(schedule, shape, schedule_unit)
+    watching = [*([choose(sys.stdout)] if display else []), *([RunFolder(run_dir)] if run_dir else []), *observers]
+    training = model.training
+    try:
+        return loop.train(
+            step,
+            loader,
+            shape,
+            micro_batch=None if micro_batch == "auto" else int(micro_batch),
+            device=where,
+            metrics=Metrics(metrics, _ignored(loss)),
+            evaluate=test,
+            epoch_schedule=_attached(per_epoch, made),
+            log_every=log_every,
+            observers=watching,
+        )
+    finally:
+        model.train(training)
+
+
+def evaluate(
+    model: nn.Module,
+    data: Any,
+    *,
+    metrics: Any = None,
+    loss: Any = None,
+    batch_size: int | None = None,
+    device: str | torch.device = "auto",
+) -> dict[str, float]:
+    """Evaluate ``model`` on ``data``, every sample once; modes of the layers are given back.
+
+    Args:
+        model: any module.
+        data: what :func:`train` takes.
+        metrics: a metric or a dict of them; None counts accuracy where the targets are classes.
+        loss: what :class:`wholebatch.Step` takes; its weighted mean is ``"loss"`` in the result.
+        batch_size: samples of one forward: 512, or the loader's own.
+        device: "auto" is where the model is.
+
+    Returns:
+        ``loss`` where there is one, a number per metric, and ``samples``.
+
+    Raises:
+        DataError: the data set is empty, or gave another number of samples than its length.
+        InputError: there is nothing to measure.
+
+    >>> evaluate(nn.Identity(), (torch.eye(4), torch.tensor([0, 1, 2, 0])))
+    {'accuracy': 0.75, 'samples': 4.0}
+    """
+    if not isinstance(model, nn.Module):
+        raise InputTypeError(f"model is a {type(model).__name__}; give a torch.nn.Module")
+    own = next((p.device for p in model.parameters()), torch.device("cpu"))
+    where = own if device == "auto" else _device(device, model)
+    model.to(where)
+    return _evaluation(model, data, loss, metrics, batch_size, where)()
+
+
+def _evaluation(
+    model: nn.Module, data: Any, loss: Any, metrics: Any, batch_size: int | None, device: torch.device
+) -> Callable[[], dict[str, float]]:
+    loader = _loader(data, batch_size, 0, shuffle=False)
+    call, kept = None if loss is None else bind(loss), Metrics(metrics, _ignored(loss))
+    return lambda: loop.evaluate(model, loader, kept, call, device)
+
+
+def _loader(data: Any, batch_size: int | None, seed: int, shuffle: bool) -> BatchLoader | StreamLoader:
+    own = batch_size is None and (isinstance(data, BatchLoader | StreamLoader) or getattr(data, "batch_size", None))
+    return as_loader(data, batch_size if own or batch_size is not None else _BATCH_SIZE, seed=seed, shuffle=shuffle)
+
+
+def _micro_batch(micro_batch: int | str, accumulation_steps: int | None, batch_size: int | None) -> int | str:
+    if accumulation_steps is None:
+        return micro_batch
+    if micro_batch != "auto":
+        both = f"micro_batch={micro_batch!r} and accumulation_steps={accumulation_steps}"
+        raise ConfigError(f"{both} say the same; give one of them")
+    if batch_size is None:
+        raise ConfigError("accumulation_steps needs a batch_size, which this loader does not have; give micro_batch")
+    return math.ceil(batch_size / accumulation_steps)
+
+
+def _device(device: str | torch.device, model: nn.Module) -> torch.device:
+    if device == "auto":
+        found = next((p.device for p in model.parameters()), torch.device("cpu"))
+        return torch.device("cuda") if found.type == "cpu" and torch.cuda.is_available() else found
+    try:
+        where = torch.device(device)
+        torch.empty(0, device=where)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"device={device!r} cannot be used: {reason}; try 'auto' or 'cpu'") from error
+    return where
+
+
+def _shape(
+    loader: BatchLoader | StreamLoader, epochs: int, device: torch.device, run_dir: str | Path | None, evaluates: bool
+) -> RunShape:
+    try:
+        steps = len(loader)
+    except TypeError:
+        steps = None
+    folder = None if run_dir is None else Path(run_dir)
+    return RunShape(
+        epochs, steps, loader.samples, loader.batch_size or 0, str(device), run_dir=folder, evaluates=evaluates
+    )
+
+
+def _warn_of_short_schedule(schedule: Any, shape: RunShape, unit: str) -> None:
+    """A schedule that counts epochs while steps are counted ends long before training does."""
+    end = getattr(schedule, "max_update", None)
+    per_epoch = 1 if unit == "epoch" else shape.steps_per_epoch
+    if end is None or per_epoch is None:
+        return
+    total = shape.epochs * per_epoch
+    if end < 0.8 * total:
+        warnings.warn(
+            f"the schedule ends after {end:g} {unit}s, but training goes on for {total}; is it meant in "
+            f"{'epochs (schedule_unit=' + repr('epoch') + ')' if unit == 'step' else 'steps'}?",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def _attached(schedule: Any, optimizer: Any) -> LRScheduler | None:
+    if schedule is None or isinstance(schedule, LRScheduler):
+        return schedule
+    return schedules.attach(schedule, optimizer)
+
+
+def _ignored(loss: Any) -> int | None:
+    value = getattr(loss, "ignore_index", None)
+    return value if isinstance(value, int) else None
+
+
+def _check_counts(**counts: int | None) -> None:
+    for name, value in counts.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise ConfigError(f"{name}={value!r}; expected a whole number, 1 or more")
+
+
+def _refuse_later(**options: Any) -> None:
+    for name, value in options.items():
+        if value not in (False, None):
+            raise InputError(f"{name}={value!r} is not available in this version; leave it out")

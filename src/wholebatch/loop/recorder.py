@@ -1,0 +1,78 @@
+"""From steps to records: sums stay on the device until a record is written or somebody looks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from wholebatch.core.record import History, Observer, Progress, Record
+from wholebatch.loop.metrics import Metrics
+from wholebatch.step import Step, StepReport
+from wholebatch.sums import Accumulator
+
+
+class Recorder:
+    """Counts steps and samples, sums losses, and writes the records of one run."""
+
+    def __init__(self, step: Step, metrics: Metrics, observers: Sequence[Observer], log_every: int | None) -> None:
+        self.history = History()
+        self.steps = self.samples = self.epoch = 0
+        self._step, self._metrics, self._observers, self._log_every = step, metrics, observers, log_every
+        self._of_epoch = Accumulator("loss", "weight")
+        self._since_record = Accumulator("loss", "weight")
+        self._steps_before = 0
+        self._lr: float = 0.0
+        self._begun = time.perf_counter()
+
+    def begin_epoch(self) -> None:
+        """An epoch begins."""
+        self.epoch += 1
+        self._steps_before = self.steps
+        self._of_epoch.reset()
+        self._metrics.reset()
+        self._begun = time.perf_counter()
+
+    def note_rate(self) -> None:
+        """Keep the learning rate that the next step uses: the largest of the parameter groups'."""
+        self._lr = max(group["lr"] for group in self._step.optimizer.param_groups)
+
+    def step(self, report: StepReport) -> None:
+        """A step was made."""
+        self.steps += 1
+        self.samples += report.samples
+        if not report.skipped:
+            loss_sum = report.loss_sum
+            self._of_epoch.add(loss_sum, report.weight)
+            if self._log_every is not None:
+                self._since_record.add(loss_sum, report.weight)
+        if self._log_every is not None and self.steps % self._log_every == 0:
+            values = {"loss": _mean(self._since_record), "lr": float(self._lr), "grad_norm": report.grad_norm}
+            self._since_record.reset()
+            self._write("step", "train", values)
+        if self._observers:
+            progress = Progress(self.epoch, self.steps, self.steps - self._steps_before, self.samples, self._running)
+            for observer in self._observers:
+                observer.step(progress)
+
+    def end_epoch(self) -> None:
+        """An epoch is over."""
+        seconds = time.perf_counter() - self._begun
+        self._write("epoch", "train", {**self._running(), "seconds": round(seconds, 6)})
+
+    def tested(self, values: dict[str, float]) -> None:
+        """The model was evaluated on the test data."""
+        self._write("epoch", "test", {name: value for name, value in values.items() if name != "samples"})
+
+    def _running(self) -> dict[str, float]:
+        return {"loss": _mean(self._of_epoch), **self._metrics.values(), "lr": float(self._lr)}
+
+    def _write(self, kind: str, split: str, values: dict[str, float]) -> None:
+        place = {"step": self.steps, "epoch": self.epoch, "samples": self.samples, "kind": kind, "split": split}
+        record: Record = {**place, **values}
+        self.history.records.append(record)
+        for observer in self._observers:
+            observer.record(record)
+
+
+def _mean(sums: Accumulator) -> float:
+    return float(sums["loss"] / sums["weight"]) if sums["weight"] else float("nan")
