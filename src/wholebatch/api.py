@@ -114,7 +114,9 @@ def train(
     test = None if eval_data is None else _evaluation(model, eval_data, loss, metrics, loader.batch_size, where)
     shape = _shape(loader, epochs, where, run_dir, test is not None)
     _warn_of_short_schedule(schedule, shape, schedule_unit)
-    watching = [*([choose(sys.stdout)] if display else []), *([RunFolder(run_dir)] if run_dir else []), *observers]
+    shown = choose(sys.stdout) if display else Observer()
+    kept = [RunFolder(run_dir, say=shown.message if display else None)] if run_dir is not None else []
+    watching = [*([shown] if display else []), *kept, *observers]
     training = model.training
     try:
         return loop.train(

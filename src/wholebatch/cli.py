@@ -213,7 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its code; ``arguments`` default to those of the process."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     with _termination(), warnings.catch_warnings():
-        _show_promises_in_one_line()
+        _show_warnings_of_ours_in_one_line()
         try:
             code = _run(words)
             _flush()
@@ -301,14 +301,14 @@ def _termination() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _show_promises_in_one_line() -> None:
-    """Print a :class:`PromiseWarning` as the one line it is, without the place in the source."""
-    usual = warnings.showwarning
+def _show_warnings_of_ours_in_one_line() -> None:
+    """Print what this library warns of as the one line it is, without the place in the source."""
+    usual, ours = warnings.showwarning, Path(__file__).parent
 
-    def show(message: Warning | str, category: type[Warning], *place: Any, **rest: Any) -> None:
-        if issubclass(category, PromiseWarning):
+    def show(message: Warning | str, category: type[Warning], filename: str, *place: Any, **rest: Any) -> None:
+        if issubclass(category, PromiseWarning) or (category is UserWarning and Path(filename).is_relative_to(ours)):
             print(f"wholebatch: {' '.join(str(message).split())}", file=sys.stderr)
         else:
-            usual(message, category, *place, **rest)
+            usual(message, category, filename, *place, **rest)
 
     warnings.showwarning = show

@@ -27,9 +27,10 @@ def train_recipe(settings: Config, *, stream: TextIO | None = None) -> History:
     Raises:
         InputError: the configuration, the data or the run folder cannot be used; nothing is left behind.
     """
+    folder, display = _folder(settings), choose(stream or sys.stdout)
+    kept = RunFolder(folder, texts={"config.yaml": config.to_yaml(settings)}, say=display.message)
+    kept.check()
     parts = build(settings)
-    folder = _folder(settings)
-    kept = RunFolder(folder, texts={"config.yaml": config.to_yaml(settings)})
     loader = _loader(settings, parts)
     last = loop.LastStep(parts.model, parts.optimizer, settings.epochs * parts.steps_per_epoch)
     history = api.train(
@@ -48,7 +49,7 @@ def train_recipe(settings: Config, *, stream: TextIO | None = None) -> History:
         seed=settings.seed,
         device=settings.device,
         log_every=settings.log_every,
-        observers=[choose(stream or sys.stdout), kept],
+        observers=[display, kept],
         display=False,
     )
     _save_weights(parts, folder)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from wholebatch import Accumulator, Accuracy, Mean
 
-common = settings(deadline=None, max_examples=60)
+common = settings(deadline=None, max_examples=40)
 floats = st.floats(-1e6, 1e6, width=32)
 rows = st.lists(st.tuples(floats, st.integers(-(2**40), 2**40), st.integers(0, 9)), min_size=1, max_size=40)
 

@@ -40,16 +40,16 @@ def call(in_tmp, capsys):
 
 
 @pytest.fixture
-def api(monkeypatch):
-    """A stand-in for the api that notes what it is called with."""
-    stand_in = types.ModuleType("wholebatch.api")
+def runs(monkeypatch):
+    """A stand-in for the module that trains, which notes what it is called with."""
+    stand_in = types.ModuleType("wholebatch.runs")
     stand_in.calls = []
     stand_in.train_recipe = lambda config, **rest: stand_in.calls.append(config)
     stand_in.evaluate_run = lambda run, overrides: (
         stand_in.calls.append((run, overrides)) or {"accuracy": 0.75, "loss": 0.125}
     )
-    monkeypatch.setitem(sys.modules, "wholebatch.api", stand_in)
-    monkeypatch.setattr(wholebatch, "api", stand_in, raising=False)
+    monkeypatch.setitem(sys.modules, "wholebatch.runs", stand_in)
+    monkeypatch.setattr(wholebatch, "runs", stand_in, raising=False)
     return stand_in
 
 
@@ -68,11 +68,11 @@ def run_python(code: str, *words: str, **rest) -> subprocess.Popen[str]:
     """Start the command line with ``code`` as the training."""
     script = (
         "import sys, types, time\n"
-        "api = types.ModuleType('wholebatch.api')\n"
+        "runs = types.ModuleType('wholebatch.runs')\n"
         f"def train_recipe(config):\n    {code}\n"
-        "api.train_recipe = train_recipe\n"
-        "sys.modules['wholebatch.api'] = api\n"
-        "import wholebatch\nwholebatch.api = api\n"
+        "runs.train_recipe = train_recipe\n"
+        "sys.modules['wholebatch.runs'] = runs\n"
+        "import wholebatch\nwholebatch.runs = runs\n"
         "from wholebatch.cli import main\nmain()\n"
     )
     return subprocess.Popen(
@@ -84,27 +84,27 @@ def run_python(code: str, *words: str, **rest) -> subprocess.Popen[str]:
 # what is asked for ------------------------------------------------------------------------------------
 
 
-def test_train_alone_trains_digits(call, api):
+def test_train_alone_trains_digits(call, runs):
     assert call("train") == (0, "", "")
-    assert api.calls == [config.load("digits")]
+    assert runs.calls == [config.load("digits")]
 
 
-def test_recipe_settings_and_files_come_together(call, api, in_tmp):
+def test_recipe_settings_and_files_come_together(call, runs, in_tmp):
     (in_tmp / "my.yaml").write_text("seed: 3\nlr: 9\n")
     (in_tmp / "two.yaml").write_text("lr: 8\n")
     assert call("train", "digits", "batch_size=64", "-c", "my.yaml", "epochs=2", "--config", "two.yaml")[0] == 0
-    (made,) = api.calls
+    (made,) = runs.calls
     assert (made.batch_size, made.epochs, made.seed, made.lr) == (64, 2, 3, 8)
 
 
-def test_the_recipe_may_be_left_out_before_settings(call, api):
+def test_the_recipe_may_be_left_out_before_settings(call, runs):
     assert call("train", "seed=4")[0] == 0
-    assert api.calls[0].seed == 4
+    assert runs.calls[0].seed == 4
 
 
-def test_evaluate_prints_a_line_per_metric(call, api):
+def test_evaluate_prints_a_line_per_metric(call, runs):
     assert call("evaluate", "runs/a", "batch_size=32") == (0, "accuracy 0.75\nloss 0.125\n", "")
-    assert api.calls == [(Path("runs/a"), ["batch_size=32"])]
+    assert runs.calls == [(Path("runs/a"), ["batch_size=32"])]
 
 
 def test_config_show_prints_what_can_be_given_back(call, in_tmp):
@@ -200,13 +200,13 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("words", "answer"), MISTAKES, ids=[" ".join(map(repr, item[0])) for item in MISTAKES])
-def test_a_mistake_is_told_in_one_line_with_exit_code_2_and_leaves_nothing(call, api, in_tmp, words, answer):
+def test_a_mistake_is_told_in_one_line_with_exit_code_2_and_leaves_nothing(call, runs, in_tmp, words, answer):
     code, told, errors = call(*words)
     assert (code, told) == (2, "")
     assert errors.startswith("wholebatch: ")
     assert errors.count("\n") == 1
     assert answer in errors
-    assert api.calls == []
+    assert runs.calls == []
     assert list(in_tmp.iterdir()) == []
 
 
@@ -219,37 +219,37 @@ def test_a_mistake_is_told_in_one_line_with_exit_code_2_and_leaves_nothing(call,
         (KeyboardInterrupt(), 130, "wholebatch: interrupted\n"),
     ],
 )
-def test_what_ends_a_training_is_told_in_one_line(call, api, error, code, line):
+def test_what_ends_a_training_is_told_in_one_line(call, runs, error, code, line):
     def fail(config):
         raise error
 
-    api.train_recipe = fail
+    runs.train_recipe = fail
     assert call("train") == (code, "", line)
 
 
 @pytest.mark.parametrize(
     "error", [ValueError("a bug"), EOFError("a bug"), OSError(28, "a bug"), BrokenPipeError("a bug")]
 )
-def test_a_bug_shows_its_traceback_and_exits_1(call, api, error):
+def test_a_bug_shows_its_traceback_and_exits_1(call, runs, error):
     def fail(config):
         raise error
 
-    api.train_recipe = fail
+    runs.train_recipe = fail
     code, _, errors = call("train")
     assert code == 1
     assert errors.startswith("Traceback")
     assert "a bug" in errors
 
 
-def test_an_exit_of_somebody_else_is_left_alone(call, api):
+def test_an_exit_of_somebody_else_is_left_alone(call, runs):
     def leave(config):
         raise SystemExit(7)
 
-    api.train_recipe = leave
+    runs.train_recipe = leave
     assert call("train")[0] == 7
 
 
-def test_a_promise_that_does_not_hold_is_told_in_one_line_and_other_warnings_as_usual(call, api, monkeypatch):
+def test_a_promise_that_does_not_hold_is_told_in_one_line_and_other_warnings_as_usual(call, runs, monkeypatch):
     usual = []
     monkeypatch.setattr(warnings, "showwarning", lambda message, *place, **rest: usual.append(str(message)))
 
@@ -257,19 +257,22 @@ def test_a_promise_that_does_not_hold_is_told_in_one_line_and_other_warnings_as_
         warnings.simplefilter("default")
         warnings.warn("batch norm\nhere", PromiseWarning, stacklevel=1)
         warnings.warn("old", DeprecationWarning, stacklevel=1)
+        warnings.warn("torch's", UserWarning, stacklevel=1)
+        warnings.warn_explicit("the schedule\nends", UserWarning, cli.__file__, 1)
 
-    api.train_recipe = warn
+    runs.train_recipe = warn
     code, _, errors = call("train")
     assert code == 0
     assert errors.startswith("wholebatch: batch norm here\n")
-    assert errors.count("\n") == 1
-    assert usual == ["old"]
+    assert errors.endswith("wholebatch: the schedule ends\n")
+    assert errors.count("\n") == 2
+    assert usual == ["old", "torch's"]
 
 
-def test_signals_and_warnings_are_given_back(call, api):
+def test_signals_and_warnings_are_given_back(call, runs):
     before = signal.getsignal(signal.SIGTERM), warnings.showwarning
     inside = []
-    api.train_recipe = lambda config: inside.append(signal.getsignal(signal.SIGTERM))
+    runs.train_recipe = lambda config: inside.append(signal.getsignal(signal.SIGTERM))
     call("train")
     assert (signal.getsignal(signal.SIGTERM), warnings.showwarning) == before
     assert inside != [before[0]]

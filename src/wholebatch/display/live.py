@@ -195,9 +195,6 @@ class Live(Observer):
         atexit.unregister(self._close)
         if live is not None:
             try:
-                for stream in (sys.stdout, sys.stderr):  # rich keeps an unfinished line of print(end="") back
-                    if type(stream).__name__ == "FileProxy":
-                        stream.flush()
                 live.stop()
             finally:
                 self._output.write(_SHOW_CURSOR)

@@ -37,7 +37,7 @@ class Draws:
     """The draws of one model under one seed. Used as a context manager around a step's micro-batches.
 
     ``probe(samples)`` runs the model without gradients on a micro-batch of ``samples`` samples, whose shapes tell
-    which axis of each keyed call is the samples'; it is asked only where sizes leave that open, once per call.
+    which axis of each keyed call is the samples'; it is asked only where that is not plain, once per call.
     """
 
     def __init__(self, seed: int, device: torch.device) -> None:
@@ -49,6 +49,7 @@ class Draws:
         self._word = torch.empty((), dtype=torch.int64)
         self._axes: dict[int, int | None] = {}
         self._recording: list[Shape] | None = None
+        self._probed_shapes: list[Shape] | None = None
         self._calls: dict[int, int] = {}
         self._micro_batch_key = 0
         self._step = self._position = self._samples = 0
@@ -101,6 +102,7 @@ class Draws:
     def micro_batch(self, step: int, position: int, samples: int) -> None:
         """A micro-batch begins: ``samples`` samples from ``position`` in the whole batch on."""
         self._step, self._position, self._samples = step, position, samples
+        self._probed_shapes = None
         if self._calls:
             self._calls.clear()
         if not self._seeding:
@@ -144,13 +146,13 @@ class Draws:
             return False
         return now[0].numpy().tobytes() == begun[0].numpy().tobytes()
 
-    def drop(self, lead: Shape, p: float, device: torch.device) -> Tensor:
+    def drop(self, lead: Shape, p: float, device: torch.device, of_weight: bool = False) -> Tensor:
         """Return the boolean mask of one keyed call, True with probability ``p``, shape ``lead``."""
         if self._recording is not None:
             self._recording.append(lead)
             return torch.zeros(lead, dtype=torch.bool, device=device)
         call = self._call()
-        axis = self._axis(call, lead)
+        axis = self._axis(call, lead, of_weight)
         count = 1
         for length in lead:
             count *= length
@@ -170,33 +172,30 @@ class Draws:
         number = self._word.random_().item()
         return self._calls.setdefault(int(number), len(self._calls))
 
-    def _axis(self, call: int, lead: Shape) -> int | None:
+    def _axis(self, call: int, lead: Shape, of_weight: bool) -> int | None:
         """The samples' axis of a call's tensor; None where it has none (a dropped weight, say).
 
-        Axis 0 where its length is a multiple of the samples (flattened tokens), else the one axis of that
-        length; a probe decides where that leaves several, or none.
+        Axis 0 where it is exactly as long as there are samples and no other axis is. Anything else (flattened
+        tokens, sequences first, a weight, a single sample, which any length is a multiple of) is decided by a probe.
         """
         if call in self._axes:
             axis = self._axes[call]
             if axis is None or (axis < len(lead) and lead[axis] % self._samples == 0):
                 return axis
-        fits = [0] if lead and lead[0] % self._samples == 0 else []
-        fits += [place for place in range(1, len(lead)) if lead[place] == self._samples]
-        if len(fits) == 1:
-            self._axes[call] = fits[0]
-        else:
-            self._axes[call] = self._probed(call, lead, fits)
+        plain = len(lead) > 0 and lead[0] == self._samples > 1 and self._samples not in lead[1:] and not of_weight
+        self._axes[call] = 0 if plain else self._probed(call, lead)
         return self._axes[call]
 
-    def _probed(self, call: int, lead: Shape, fits: list[int]) -> int | None:
+    def _probed(self, call: int, lead: Shape) -> int | None:
         """The axis whose length follows the number of samples."""
         samples = self._samples - 1 if self._samples > 1 else 2
-        shapes = self._record(samples)
-        if call >= len(shapes) or len(shapes[call]) != len(lead):
-            return fits[0] if fits else None
-        for place, (length, other) in enumerate(zip(lead, shapes[call], strict=True)):
-            if length != other and length * samples == other * self._samples:
-                return place
+        if self._probed_shapes is None:
+            self._probed_shapes = self._record(samples)
+        shapes = self._probed_shapes
+        if call < len(shapes) and len(shapes[call]) == len(lead):
+            for place, (length, other) in enumerate(zip(lead, shapes[call], strict=True)):
+                if length != other and length * samples == other * self._samples:
+                    return place
         return None
 
     def _record(self, samples: int) -> list[Shape]:

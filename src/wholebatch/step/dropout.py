@@ -21,8 +21,8 @@ _ALPHA = 1.7580993408473766
 class Masks(Protocol):
     """Where the keyed masks come from."""
 
-    def drop(self, lead: tuple[int, ...], p: float, device: torch.device) -> Tensor:
-        """Return a boolean mask of shape ``lead``, True with probability ``p``."""
+    def drop(self, lead: tuple[int, ...], p: float, device: torch.device, of_weight: bool = False) -> Tensor:
+        """Return a boolean mask of shape ``lead``, True with probability ``p``; ``of_weight``: for a parameter."""
         ...
 
 
@@ -37,7 +37,7 @@ def keyed_functions(masks: Masks, originals: dict[str, Any]) -> dict[str, Callab
             if not training or not 0 < p <= 1:
                 return originals[name](input, p, training, inplace)
             lead = lead_of(input)
-            drop = masks.drop(lead, p, input.device)
+            drop = masks.drop(lead, p, input.device, input.is_leaf and input.requires_grad)
             if len(lead) < input.ndim:
                 drop = drop.view(*lead, *(1,) * (input.ndim - len(lead)))
             return apply(input, drop, p, inplace)

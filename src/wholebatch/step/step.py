@@ -238,7 +238,8 @@ class Step:
         other = tree.cut(piece, 0, count, samples, self._axis) if less else tree.double(piece, self._axis)
         if self._device.type != "cpu":
             other = tree.to_device(other, self._device)
-        with torch.no_grad(), self._autocast, unchanged_buffers(self.model):
+        with torch.no_grad(), self._autocast, unchanged_buffers(self.model), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # reentrant checkpointing says that nothing needs gradients here
             self._loss.forward(self.model, other)
 
     # what breaks the promise is said once ------------------------------------------------------------

@@ -249,6 +249,8 @@ def test_an_epoch_without_the_announced_evaluation_gets_its_line(fake_run, termi
         run.drive_epoch(epoch, [live])
     live.end(run.history, None)
     assert [line[:9] for line in term.screen().lines] == ["epoch 1/3", "epoch 2/3", "epoch 3/3"]
+    before = _SGR.sub("", term.read()).split("epoch 2/3  ━")[0]
+    assert "epoch 1/3  loss" in before  # with the next epoch's first step, not with its end
 
 
 def test_a_step_that_does_not_draw_costs_next_to_nothing(fake_run, terminal):

@@ -12,6 +12,12 @@ def test_steps_lie_between_the_ends_of_epochs(fine_history):
     assert series(history, Places(history), "train", "epoch", "loss").x == [1, 2]
 
 
+def test_epochs_of_unequal_length():
+    places = [("step", 2, 1), ("step", 4, 1), ("epoch", 4, 1), ("step", 5, 2), ("epoch", 6, 2), ("step", 7, 3)]
+    history = History([{"kind": k, "split": "train", "step": s, "epoch": e, "loss": 1.0} for k, s, e in places])
+    assert series(history, Places(history), "train", "step", "loss").x == [0.5, 1, 1.5, 2.5]
+
+
 def test_without_a_finished_epoch_places_are_steps():
     history = History([{"kind": "step", "split": "train", "step": 7, "epoch": 1, "loss": 1.0}])
     assert Places(history).unit == "step"

@@ -14,10 +14,10 @@ TENTH = float(np.float32(0.1))
 
 def test_ten_million_additions_of_a_float32_tenth() -> None:
     acc, tenth = Accumulator(1), torch.tensor(0.1)
-    for _ in range(20_000):
+    for _ in range(10_000):
         acc.add(tenth)
     for _ in range(10):
-        acc.add(tenth.expand(998_000))
+        acc.add(tenth.expand(999_000))
     assert acc[0] == pytest.approx(1000000.0149, rel=1e-10)
     assert acc[0] == pytest.approx(1e7 * TENTH, rel=1e-12)
 

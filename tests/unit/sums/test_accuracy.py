@@ -33,14 +33,15 @@ def oracle(logits: Tensor, targets: Tensor, classes: int) -> Tensor:
 @pytest.mark.parametrize("size", [1, 7, 100, 256, 9000])
 def test_against_the_whole_at_once(size: int) -> None:
     logits, targets = batch(10_000, 7, 0)
+    end = {1: 300, 7: 1400}.get(size, 10_000)
+    logits, targets = logits[:end], targets[:end]
     accuracy = Accuracy(7)
-    for start in range(0, 10_000 if size > 1 else 300, size):
+    for start in range(0, end, size):
         rows, labels = logits[start : start + size].clone(), targets[start : start + size].clone()
         accuracy.add(rows, labels)
         rows.zero_()  # the caller's tensors are the caller's
         labels.zero_()
-    end = 10_000 if size > 1 else 300
-    confusion = oracle(logits[:end], targets[:end], 7)
+    confusion = oracle(logits, targets, 7)
     assert torch.equal(accuracy.confusion, confusion)
     assert accuracy.confusion.dtype == torch.int64
     assert accuracy.count == end
@@ -67,7 +68,8 @@ def test_many_classes_keep_vectors() -> None:
     assert wide.topk[5] == (logits.topk(5, 1).indices == targets[:, None]).sum().item() / 402
     with pytest.raises(InputError, match="up to 4096 classes, and this has 5000"):
         wide.confusion  # noqa: B018
-    wide.add(torch.zeros(2, WIDE), torch.tensor([-1, WIDE]))
+    wide.add(torch.full((2, WIDE), NAN), torch.tensor([-1, WIDE]))
+    assert wide.nan_count == 2, "rows with a wrong label are reported as that"
     with pytest.raises(DataError, match=r"2 of 404 targets are outside 0 … 4999 \(1 below, 1 above\)"):
         wide.value  # noqa: B018
 
@@ -208,6 +210,11 @@ def test_wrong_use_is_said() -> None:
             with pytest.raises(error, match=text):
                 accuracy.add(predicted, targets)
     assert accuracy.count == 0
+    for _ in range(3):
+        accuracy.add(torch.zeros(4, 3), labels)  # by now batches of this shape have a buffer
+    with pytest.raises(InputError, match="logits for these targets"):
+        accuracy.add(torch.zeros(4, 3), labels[:1])
+    assert accuracy.count == 12
     for arguments in ((0,), (3, None, (0,)), (3, None, (4,))):
         with pytest.raises(InputError):
             Accuracy(*arguments)  # type: ignore[arg-type]

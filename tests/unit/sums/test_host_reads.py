@@ -87,6 +87,18 @@ def test_values_of_a_second_device_go_to_the_first() -> None:
     assert accuracy._fold().device == torch.device("meta")  # type: ignore[union-attr]
 
 
+def test_a_loaded_state_follows_the_next_value() -> None:
+    acc, accuracy = Accumulator(1), Accuracy(2)
+    acc.add(torch.ones(()))
+    accuracy.add(torch.ones(1, 2), torch.zeros(1, dtype=torch.int64))
+    acc.load_state_dict(acc.state_dict())
+    accuracy.load_state_dict(accuracy.state_dict())
+    acc.add(torch.ones((), device="meta"))
+    accuracy.add(torch.ones(1, 2, device="meta"), torch.zeros(1, dtype=torch.int64, device="meta"))
+    assert acc._totals[0].device == torch.device("meta")
+    assert accuracy._fold().device == torch.device("meta")  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize("first_inside", [True, False])
 def test_state_serves_in_and_out_of_inference_mode(first_inside: bool) -> None:
     acc, mean, accuracy = Accumulator(2), Mean(), Accuracy(3)
