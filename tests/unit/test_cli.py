@@ -18,6 +18,7 @@ from wholebatch import cli, config
 from wholebatch.core.errors import DataError, InputTypeError, NonFiniteError, PromiseWarning
 
 ENVIRONMENT = {**os.environ, "PYTHONWARNINGS": "default"}
+ENVIRONMENT.pop("PYTHONUNBUFFERED", None)  # without a buffer nothing is left to be written at the exit
 
 
 @pytest.fixture
