@@ -60,12 +60,13 @@ def load_run(run_dir: Path, overrides: Sequence[str] = ()) -> Config:
     """
     path = run_dir / "config.yaml"
     try:
-        if not run_dir.is_dir():
-            raise RunFolderError(f"there is no run folder {str(run_dir)!r}; name one that 'wholebatch train' made")
-        if not path.is_file():
-            raise RunFolderError(f"{str(run_dir)!r} is no run folder: it has no config.yaml")
+        there, known = run_dir.is_dir(), path.is_file()
     except (OSError, ValueError) as error:
         raise RunFolderError(f"cannot read the run folder {str(run_dir)!r}: {error}") from None
+    if not there:
+        raise RunFolderError(f"there is no run folder {str(run_dir)!r}; name one that 'wholebatch train' made")
+    if not known:
+        raise RunFolderError(f"{str(run_dir)!r} is no run folder: it has no config.yaml")
     line = command_line([parse_override(text) for text in overrides], "command line")
     return _checked([normalise(read_file(path), str(path)), line], [str(path), "command line"])
 

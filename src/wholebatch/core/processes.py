@@ -1,15 +1,24 @@
 """Who shares the work: everything that adds over processes sees them through :class:`Processes`.
 
-``Alone`` is the one-process stand-in that does nothing, so that no code asks ``if distributed``.
+``Alone`` is one process: its sums are the sums of all, and it waits for nobody, so that no code asks
+``if distributed``. ``Group`` is torch.distributed's. Every method of it is collective: all processes call
+it, in the same order.
 """
 
 from __future__ import annotations
 
 from typing import Any, Protocol
 
-from torch import Tensor
+import torch
+from torch import Tensor, distributed
 
-from wholebatch.core.errors import InputError
+
+class Pending(Protocol):
+    """A sum that is under way."""
+
+    def wait(self) -> Any:
+        """Return when the tensor holds the sum."""
+        ...
 
 
 class Processes(Protocol):
@@ -22,13 +31,26 @@ class Processes(Protocol):
         """Add ``tensor`` over all processes, in place."""
         ...
 
-    def samples_before(self, samples: int) -> int:
-        """Return how many samples the processes of lower rank hold; all processes must call it."""
+    def begin_sum_(self, tensor: Tensor) -> Pending:
+        """Begin to add ``tensor`` over all processes, in place."""
+        ...
+
+    def exchange(self, number: int) -> list[int]:
+        """Return every process's ``number``, in rank order."""
+        ...
+
+    def gather(self, item: Any) -> list[Any]:
+        """Return every process's ``item`` (small, picklable), in rank order."""
         ...
 
 
+class _Done:
+    def wait(self) -> None:
+        """Return at once."""
+
+
 class Alone:
-    """One process: its sums are the sums of all."""
+    """One process."""
 
     rank = 0
     size = 1
@@ -37,22 +59,59 @@ class Alone:
         """Return ``tensor`` as it is."""
         return tensor
 
-    def samples_before(self, samples: int) -> int:
-        """Return 0."""
-        return 0
+    def begin_sum_(self, tensor: Tensor) -> Pending:
+        """Return what need not be waited for."""
+        return _Done()
+
+    def exchange(self, number: int) -> list[int]:
+        """Return ``[number]``."""
+        return [number]
+
+    def gather(self, item: Any) -> list[Any]:
+        """Return ``[item]``."""
+        return [item]
+
+
+class Group:
+    """The processes of a torch.distributed process group."""
+
+    def __init__(self, group: Any = None) -> None:
+        self._group = group
+        self.rank = distributed.get_rank(group)
+        self.size = distributed.get_world_size(group)
+        on_gpu = str(distributed.get_backend(group)) == "nccl"
+        self._device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """Add ``tensor`` over all processes, in place; it may lie on any device."""
+        if tensor.device.type == self._device.type:
+            distributed.all_reduce(tensor, group=self._group)
+            return tensor
+        moved = tensor.to(self._device)
+        distributed.all_reduce(moved, group=self._group)
+        return tensor.copy_(moved)
+
+    def begin_sum_(self, tensor: Tensor) -> Pending:
+        """Begin to add ``tensor``, on the group's own device, over all processes, in place."""
+        work = distributed.all_reduce(tensor, group=self._group, async_op=True)
+        assert work is not None
+        return work
+
+    def exchange(self, number: int) -> list[int]:
+        """Return every process's ``number``, in rank order."""
+        numbers = torch.zeros(self.size, dtype=torch.int64, device=self._device)
+        numbers[self.rank] = number
+        return [int(n) for n in self.sum_(numbers).tolist()]
+
+    def gather(self, item: Any) -> list[Any]:
+        """Return every process's ``item``, in rank order."""
+        items: list[Any] = [None] * self.size
+        distributed.all_gather_object(items, item, group=self._group)
+        return items
 
 
 def current(group: Any = None) -> Processes:
-    """Return the processes of ``group``, or of torch.distributed's default group where one is initialised.
-
-    Raises:
-        InputError: there are several; this version serves one process.
-    """
-    from torch import distributed
-
+    """Return the processes of ``group``, or of torch.distributed's default group where one is initialised."""
     if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size(group) > 1:
-        raise InputError(
-            f"a process group of {distributed.get_world_size(group)} processes is initialised, but this version of "
-            "wholebatch adds sums within one process only; run it without torchrun"
-        )
+        return Group(group)
     return Alone()

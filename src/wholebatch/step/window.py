@@ -19,16 +19,16 @@ class MicroBatches:
     [[1, 2], [3]]
 
     Raises:
-        InputTypeError: ``pieces`` cannot be iterated over.
+        InputTypeError: ``iterator`` cannot be iterated over.
         BatchError: ``samples`` is negative.
     """
 
-    def __init__(self, pieces: Iterable[Any], samples: int | None = None) -> None:
+    def __init__(self, iterator: Iterable[Any], samples: int | None = None) -> None:
         try:
-            self._pieces = iter(pieces)
+            self._pieces = iter(iterator)
         except TypeError:
             raise InputTypeError(
-                f"MicroBatches takes an iterator of micro-batches; got {type(pieces).__name__}"
+                f"MicroBatches takes an iterator of micro-batches; got {type(iterator).__name__}"
             ) from None
         if samples is not None and samples < 0:
             raise BatchError(f"MicroBatches(samples={samples}); a number of samples is 0 or more")

@@ -65,10 +65,10 @@ class Accuracy(Additive):
         self._pending: list[_Pending] = []
         self._rows = 0
 
-    def add(self, predicted: Any, targets: Any, mask: Any = None) -> None:
+    def add(self, logits_or_labels: Any, targets: Any, mask: Any = None) -> None:
         """Count predictions, without a host read; the caller may overwrite its tensors afterwards.
 
-        ``predicted`` holds logits (any scores, the largest one wins), shape (n, C) or (n, C, …), or integer
+        ``logits_or_labels`` holds logits (any scores, the largest one wins), shape (n, C) or (n, C, …), or integer
         labels of the shape of ``targets``, (n,) or (n, …). ``mask``, of bools, of ``targets``' shape or its
         leading axes, is True for what counts. One sample may come without axis n.
 
@@ -81,18 +81,18 @@ class Accuracy(Additive):
         if (
             rows is not None
             and mask is None
-            and type(predicted) is Tensor
+            and type(logits_or_labels) is Tensor
             and type(targets) is Tensor
-            and predicted.shape == rows.shape
+            and logits_or_labels.shape == rows.shape
             and targets.shape == rows.shape[:1]
             and targets.dtype is torch.int64
-            and predicted.dtype is rows.dtype
-            and predicted.device == rows.device == targets.device
+            and logits_or_labels.dtype is rows.dtype
+            and logits_or_labels.device == rows.device == targets.device
         ):
-            if rows.keep(predicted.detach() if predicted.requires_grad else predicted, targets):
+            if rows.keep(logits_or_labels.detach() if logits_or_labels.requires_grad else logits_or_labels, targets):
                 self._fold()
         else:
-            self._add_any(predicted, targets, mask)
+            self._add_any(logits_or_labels, targets, mask)
 
     def _add_any(self, predicted: Any, targets: Any, mask: Any) -> None:
         """Check and bring to the shapes (n, C) and (n,), then keep for counting."""

@@ -251,7 +251,7 @@ def test_a_run_folder_is_read_and_overridden(tmp_path):
 
 
 def test_what_is_no_run_folder_is_said(tmp_path):
-    with pytest.raises(RunFolderError, match="there is no run folder"):
+    with pytest.raises(RunFolderError, match=r"^there is no run folder"):
         load_run(tmp_path / "none")
     with pytest.raises(RunFolderError, match=r"it has no config\.yaml"):
         load_run(tmp_path)

@@ -1,0 +1,1 @@
+"""What this library costs, each claim against code that does the same by hand: ``python -m benchmarks``."""

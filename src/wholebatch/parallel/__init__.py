@@ -1,0 +1,6 @@
+"""Several processes: joining torchrun's group, and launching one's own. The engine is torch.distributed."""
+
+from wholebatch.parallel.join import init
+from wholebatch.parallel.launch import launch
+
+__all__ = ["init", "launch"]

@@ -1,0 +1,76 @@
+"""Joining the process group that torchrun's environment describes, and leaving it cleanly."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import time
+import warnings
+from datetime import timedelta
+
+import torch
+from torch import distributed
+
+from wholebatch.core.errors import InputError
+from wholebatch.core.processes import Processes, current
+
+SHARING = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
+_NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def init(timeout: float = 600.0) -> Processes:
+    """Join the processes that torchrun started, if it did; return them. Calling it again changes nothing.
+
+    Takes gloo on the CPU and nccl on GPUs (each process the GPU of its local rank), divides the CPU's threads among
+    the processes of a machine unless ``OMP_NUM_THREADS`` says otherwise, and leaves the group at the end of the
+    interpreter, where gloo aborts in about half of all runs when its group is still alive.
+
+    Args:
+        timeout: seconds that a collective waits for the others.
+
+    Raises:
+        InputError: part of torchrun's environment is missing.
+    """
+    size = os.environ.get("WORLD_SIZE")
+    if not distributed.is_available() or distributed.is_initialized() or size is None or size == "1":
+        return current()
+    missing = [name for name in _NEEDED if name not in os.environ]
+    if missing:
+        raise InputError(
+            f"WORLD_SIZE={size} is set, but {', '.join(missing)} is not; start with torchrun or --processes"
+        )
+    _warn_of_shared_store()
+    local = int(os.environ.get("LOCAL_RANK", os.environ["RANK"]))
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local % torch.cuda.device_count())
+    else:
+        _divide_threads(int(os.environ.get("LOCAL_WORLD_SIZE", size)))
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    distributed.init_process_group(backend, timeout=timedelta(seconds=timeout))
+    atexit.register(_leave)
+    return current()
+
+
+def _divide_threads(local_size: int) -> None:
+    """Torchrun sets one thread per process where nobody chose; the cores there are, divided, are better."""
+    if os.environ.get("OMP_NUM_THREADS", "1") == "1":
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(max(1, cores // local_size))
+
+
+def _warn_of_shared_store() -> None:
+    """Torchrun's store, shared with its rendezvous, makes most elastic restarts hang."""
+    restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") or 0)
+    if restarts and os.environ.get(SHARING) != "1" and os.environ.get("RANK") == "0":
+        warnings.warn(
+            f"torchrun may restart the processes, and with its shared store most restarts hang; set {SHARING}=1 before "
+            "torchrun starts, or use wholebatch train --processes",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def _leave() -> None:
+    if distributed.is_initialized():
+        time.sleep(0.05)  # lets the peers finish their last exchange
+        distributed.destroy_process_group()

@@ -1,0 +1,55 @@
+"""Several processes on this machine, started and watched by torch's own elastic launcher."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import uuid
+from collections.abc import Sequence
+
+from wholebatch.core.errors import ConfigError
+from wholebatch.parallel.join import SHARING
+
+
+def launch(arguments: Sequence[str], processes: int, max_restarts: int = 0) -> int:
+    """Run ``python -m wholebatch`` with ``arguments`` in ``processes`` processes; return the exit code.
+
+    The exit code is 0, or that of the process that failed first; the others are stopped then.
+
+    Raises:
+        ConfigError: ``processes`` is not a whole number of 1 or more.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    if isinstance(processes, bool) or not isinstance(processes, int) or processes < 1:
+        raise ConfigError(f"--processes {processes!r}: expected a whole number, 1 or more")
+    os.environ[SHARING] = "1"  # torch's default lets most elastic restarts hang
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the failed process has said why
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=max_restarts,
+        monitor_interval=0.2,
+        local_addr="localhost",
+    )
+    try:
+        elastic_launch(config, sys.executable)("-m", "wholebatch", *arguments)
+    except ChildFailedError as failed:
+        codes = [failure.exitcode for failure in failed.failures.values()]
+        return _exit_code(min(codes, key=lambda code: code < 0))  # a process that was stopped is no cause
+    except SignalException as stopped:
+        return 128 + int(stopped.sigval)
+    return 0
+
+
+def _exit_code(code: int) -> int:
+    """A shell's code for a process that a signal ended."""
+    return 128 - code if code < 0 else code or int(signal.SIGTERM)

@@ -1,0 +1,113 @@
+"""A window's sums over all processes: first counts and flags in float64, then the gradients in their own dtype.
+
+The first buffer is float64, since counts in float32 break at 2^24. It holds a flag per parameter that says
+whether this process has a gradient for it (without, a parameter that is used nowhere would get a gradient of zeros,
+and so decay, on several processes and not on one), and a flag that says whether this process failed, so that
+every process raises and none waits for ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from wholebatch.core.errors import InputError
+from wholebatch.core.processes import Processes
+
+# Gradients travel in buckets of this size: while one is under way the next is gathered.
+BUCKET_BYTES = 8 << 20
+
+
+@dataclass
+class Totals:
+    """What a window comes to, on this process or on all of them."""
+
+    loss: float
+    weight: float
+    samples: int
+    micro_batches: int
+
+
+class PeerError(InputError):
+    """Another process failed; the message says which one, and why."""
+
+
+def add_totals(
+    processes: Processes, own: Totals, parameters: Sequence[Tensor], error: BaseException | None
+) -> tuple[Totals, list[bool]]:
+    """Return the totals of all processes, and for each parameter whether any process has a gradient for it.
+
+    Raises:
+        PeerError: another process failed; this one's own ``error`` is raised where it has one.
+    """
+    flags = [float(parameter.grad is not None) for parameter in parameters]
+    numbers = [own.loss, own.weight, own.samples, own.micro_batches, float(error is not None), *flags]
+    buffer = torch.tensor(numbers, dtype=torch.float64)
+    loss, weight, samples, micro_batches, failed, *counts = processes.sum_(buffer).tolist()
+    if failed:
+        raise_together(processes, error)
+    return Totals(loss, weight, int(samples), int(micro_batches)), [count > 0 for count in counts]
+
+
+def raise_together(processes: Processes, error: BaseException | None) -> None:
+    """Tell all processes why those that failed did; raise on every one of them."""
+    reasons = processes.gather(None if error is None else f"{type(error).__name__}: {error}")
+    if error is not None:
+        raise error
+    rank = next(rank for rank, reason in enumerate(reasons) if reason is not None)
+    raise PeerError(f"process {rank} failed: {reasons[rank]}")
+
+
+def sum_gradients(processes: Processes, parameters: Sequence[Tensor], used: Sequence[bool]) -> None:
+    """Add the gradients over all processes, in place; a process without one gives zeros."""
+    for parameter, has in zip(parameters, used, strict=True):
+        if has and parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    under_way = []
+    for bucket in _buckets([g for g in gradients if not g.is_sparse]):
+        flat = bucket[0].view(-1) if len(bucket) == 1 and bucket[0].is_contiguous() else _flat(bucket)
+        under_way.append((processes.begin_sum_(flat), flat, bucket))
+    for parameter in parameters:
+        if parameter.grad is not None and parameter.grad.is_sparse:
+            parameter.grad = _sum_sparse(processes, parameter.grad)
+    for pending, flat, bucket in under_way:
+        pending.wait()
+        if flat.data_ptr() != bucket[0].data_ptr():
+            torch._foreach_copy_(bucket, _views(flat, bucket))
+
+
+def _buckets(gradients: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Group gradients of one dtype and device, in order, into buckets."""
+    buckets: list[list[Tensor]] = []
+    sizes: dict[tuple[torch.dtype, torch.device], tuple[list[Tensor], int]] = {}
+    for gradient in gradients:
+        kind, size = (gradient.dtype, gradient.device), gradient.numel() * gradient.element_size()
+        bucket, filled = sizes.get(kind, ([], BUCKET_BYTES))
+        if filled + size > BUCKET_BYTES:
+            bucket, filled = [], 0
+            buckets.append(bucket)
+        bucket.append(gradient)
+        sizes[kind] = (bucket, filled + size)
+    return buckets
+
+
+def _flat(bucket: Sequence[Tensor]) -> Tensor:
+    return torch.cat([gradient.reshape(-1) for gradient in bucket])
+
+
+def _views(flat: Tensor, bucket: Sequence[Tensor]) -> list[Tensor]:
+    parts = flat.split([gradient.numel() for gradient in bucket])
+    return [part.view(gradient.shape) for part, gradient in zip(parts, bucket, strict=True)]
+
+
+def _sum_sparse(processes: Processes, gradient: Tensor) -> Tensor:
+    """Sparse gradients are gathered row by row; coalescing adds them."""
+    own = gradient.coalesce()
+    parts = processes.gather((own.indices().cpu(), own.values().cpu()))
+    indices = torch.cat([part[0] for part in parts], 1).to(own.device)
+    values = torch.cat([part[1] for part in parts]).to(own.device)
+    return torch.sparse_coo_tensor(indices, values, own.shape, is_coalesced=False).coalesce()

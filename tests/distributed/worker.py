@@ -1,0 +1,42 @@
+"""One process of a test's world: joins by a file store, runs one function of a test file, keeps what it returns."""
+
+from __future__ import annotations
+
+import importlib.util
+import pickle
+import sys
+import time
+import traceback
+from datetime import timedelta
+from pathlib import Path
+
+
+def main(file: str, function: str, rank: int, size: int, folder: str) -> int:
+    import torch
+    from torch import distributed
+
+    torch.set_num_threads(1)
+    spec = importlib.util.spec_from_file_location("case", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["case"] = module
+    spec.loader.exec_module(module)
+    place = Path(folder)
+    arguments = pickle.loads((place / "arguments").read_bytes())
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{place}/store", rank=rank, world_size=size, timeout=timedelta(seconds=60)
+    )
+    try:
+        result = getattr(module, function)(rank, size, *arguments)
+    except Exception:
+        (place / f"error-{rank}").write_text(traceback.format_exc())
+        return 1
+    (place / f"result-{rank}").write_bytes(pickle.dumps(result))
+    time.sleep(0.05)
+    distributed.destroy_process_group()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5]))
