@@ -157,7 +157,7 @@ ROWS: dict[str, Row] = {
     "hinge_embedding_loss": Row(ELEMENTS, two(real(N, D), signs(N, D))),
     "binary_cross_entropy": Row(f"{ELEMENTS}, also with `weight`", bce("binary_cross_entropy")),
     "binary_cross_entropy_with_logits": Row(
-        "elements, also with `weight` or `pos_weight`", bce("binary_cross_entropy_with_logits")
+        f"{ELEMENTS}, also with `weight` or `pos_weight`", bce("binary_cross_entropy_with_logits")
     ),
     "poisson_nll_loss": Row(ELEMENTS, two(real(N, D), share(N, D, seed=1))),
     "gaussian_nll_loss": Row(

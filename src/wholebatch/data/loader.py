@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from wholebatch.core import processes
+from wholebatch.core import processes, tree
 from wholebatch.core.errors import DataError
 from wholebatch.data.adapt import as_dataset, has_random_access
 from wholebatch.data.arrays import ArrayDataset
@@ -45,6 +45,8 @@ class BatchLoader:
         transform: applied to every micro-batch (:class:`Transform`); None is the data set's own (of an
             ``ArrayDataset``), ``Compose()`` is none at all.
         collate: makes a batch of a list of samples; data in memory are then fetched one by one, too.
+        group: torch.distributed's process group. Each process gets its contiguous part of every whole batch, in rank
+            order; ``batch_size`` is that of the whole.
 
     Raises:
         DataError: a ``batch_size`` below 1, no samples, no random access, or ``drop_last`` leaves no batch.
@@ -65,8 +67,9 @@ class BatchLoader:
         drop_last: bool = False,
         transform: Transform | None = None,
         collate: Callable[[list[Any]], Any] | None = None,
+        group: Any = None,
     ) -> None:
-        processes.current()
+        self._processes = processes.current(group)
         self.batch_size = positive("batch_size", batch_size)
         self.dataset = as_dataset(dataset)
         if not has_random_access(self.dataset):
@@ -126,13 +129,20 @@ class BatchLoader:
         while self._epoch == epoch and self.samples - self._consumed >= least:
             indices = order[self._consumed : self._consumed + self.batch_size]
             self._consumed += indices.shape[0]
+            first, stop = self._part(indices.shape[0])
+            indices = indices[first:stop]
 
             def gather(start: int, stop: int, indices: Tensor = indices) -> Any:
                 return take(indices[start:stop])
 
-            yield Window(gather, indices, epoch, micro_batch, self._at_once, finish)
+            yield Window(gather, indices, epoch, micro_batch, self._at_once, finish, first)
         if self._epoch == epoch:
             self._epoch, self._consumed = epoch + 1, 0
+
+    def _part(self, samples: int) -> tuple[int, int]:
+        """The part of a whole batch that is this process's: contiguous, in rank order, as even as can be."""
+        rank, size = self._processes.rank, self._processes.size
+        return samples * rank // size, samples * (rank + 1) // size
 
     def _small(self) -> bool:
         return self.dataset.bytes_per_sample * min(self.batch_size, self.samples) <= AT_ONCE_BYTES
@@ -140,6 +150,8 @@ class BatchLoader:
     def _take_singly(self, indices: Tensor) -> Any:
         """Fetch samples one by one (or by the data set's own ``__getitems__``) and collate them."""
         numbers = indices.tolist()
+        if not numbers:  # a process without a part of a short batch
+            return tree.cut(self._take_singly(torch.zeros(1, dtype=torch.int64)), 0, 0, 1)
         fetch = getattr(self.dataset, "__getitems__", None)
         samples = fetch(numbers) if callable(fetch) else [self.dataset[number] for number in numbers]
         try:

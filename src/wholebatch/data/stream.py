@@ -7,7 +7,7 @@ from itertools import islice
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, IterableDataset, default_collate
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, default_collate
 
 from wholebatch.core import processes, tree
 from wholebatch.core.errors import BatchError, DataError
@@ -24,6 +24,7 @@ class StreamLoader:
       exists.
     - The state is the epoch alone: a run that was interrupted starts that epoch anew.
     - A whole batch is in memory at once; its micro-batches are cut from it.
+    - Every process reads the whole stream, and takes its part of every batch.
     - What a transform draws is keyed by a sample's place in the stream.
 
     Args:
@@ -33,6 +34,7 @@ class StreamLoader:
         seed: decides what ``transform`` draws.
         transform: see :class:`BatchLoader`.
         collate: makes a batch of a list of samples; a ``DataLoader`` has its own.
+        group: torch.distributed's process group.
 
     Raises:
         DataError: no batch size, another one than the ``DataLoader``'s, or (when read) no samples.
@@ -46,8 +48,9 @@ class StreamLoader:
         seed: int = 0,
         transform: Transform | None = None,
         collate: Callable[[list[Any]], Any] | None = None,
+        group: Any = None,
     ) -> None:
-        processes.current()
+        self._processes = processes.current(group)
         self.dataset = as_dataset(source)
         self.batch_size = None if batch_size is None else positive("batch_size", batch_size)
         self.seed, self.transform = seed, transform
@@ -59,6 +62,11 @@ class StreamLoader:
             return
         if collate is not None:
             raise DataError("a DataLoader has its own collate_fn; pass collate there")
+        if self._processes.size > 1 and isinstance(source.sampler, DistributedSampler):
+            raise DataError(
+                "this DataLoader has a DistributedSampler, which repeats samples to even the processes out; leave the "
+                "sampler out: the whole batches are split over the processes here"
+            )
         own = source.batch_size
         if own is not None and self.batch_size is not None and own != self.batch_size:
             raise DataError(
@@ -109,15 +117,17 @@ class StreamLoader:
         epoch, seen = self._epoch, 0
         finish = finisher(self.transform, self.seed, epoch, device)
         self._announce(epoch)
+        rank, size = self._processes.rank, self._processes.size
         for batch in self._batches():
             samples = _count(batch)
+            first, last = samples * rank // size, samples * (rank + 1) // size
 
-            def gather(start: int, stop: int, batch: Any = batch, samples: int = samples) -> Any:
-                return batch if stop - start == samples else tree.cut(batch, start, stop, samples)
+            def gather(start: int, stop: int, batch: Any = batch, samples: int = samples, first: int = first) -> Any:
+                return batch if stop - start == samples else tree.cut(batch, first + start, first + stop, samples)
 
-            indices = torch.arange(seen, seen + samples)
+            indices = torch.arange(seen + first, seen + last)
             seen += samples
-            yield Window(gather, indices, epoch, micro_batch, finish=finish)
+            yield Window(gather, indices, epoch, micro_batch, finish=finish, position=first)
         if not seen:
             raise DataError(f"the data set is empty: {type(self.dataset).__name__} gave nothing in epoch {epoch}")
         if self._epoch == epoch:

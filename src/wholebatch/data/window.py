@@ -18,15 +18,13 @@ class Window:
     can be iterated again and gives the same again (the step of a stream keeps its one batch for that).
 
     Attributes:
-        samples: how many samples the whole batch has.
-        position: the first sample's place in the whole batch; 0 in one process.
+        samples: how many samples of the whole batch are this process's: all of them in one process.
+        position: the first of these samples' place in the whole batch; 0 in one process.
         indices: the samples' numbers in the data set, int64, (samples,), on the host. In a stream, which
             has no such numbers, their places in the stream.
         epoch: the epoch they belong to, from 0.
         micro_batch: how many samples a micro-batch holds, or None for all.
     """
-
-    position = 0
 
     def __init__(
         self,
@@ -36,6 +34,7 @@ class Window:
         micro_batch: int | None = None,
         at_once: bool = False,
         finish: Callable[[Any, Tensor], Any] | None = None,
+        position: int = 0,
     ) -> None:
         """Make a window.
 
@@ -46,15 +45,17 @@ class Window:
             micro_batch: see above.
             at_once: gather all samples first and cut views of them, for small samples that all are rows of tensors.
             finish: moves a micro-batch to its device and transforms it, given the micro-batch and its indices.
+            position: see above.
         """
         self.samples = indices.shape[0]
+        self.position = position
         self.indices = indices
         self.epoch = epoch
         self.micro_batch = micro_batch
         self._gather, self._at_once, self._finish = gather, at_once, finish
 
     def __iter__(self) -> Iterator[Any]:
-        cuts = bounds(self.samples, self.micro_batch or self.samples)
+        cuts = bounds(self.samples, self.micro_batch or max(1, self.samples))
         if self._at_once and len(cuts) > 1:
             pieces = _views(self._gather(0, self.samples), cuts, self.samples)
         else:
@@ -71,7 +72,7 @@ class Window:
 
     def __len__(self) -> int:
         """Return the number of micro-batches."""
-        return len(bounds(self.samples, self.micro_batch or self.samples))
+        return len(bounds(self.samples, self.micro_batch or max(1, self.samples)))
 
     def __repr__(self) -> str:
         return f"Window({self.samples} samples of epoch {self.epoch} in {len(self)} micro-batches)"

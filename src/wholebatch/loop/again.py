@@ -1,4 +1,4 @@
-"""The promise on one's own machine: the last step redone with another micro-batch."""
+"""The promise on one's own machine: the last step made once more, with another micro-batch."""
 
 from __future__ import annotations
 
@@ -8,31 +8,41 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, Optimizer
+from torch.optim import SGD
 
 from wholebatch.core.errors import PromiseWarning
+from wholebatch.core.record import Observer, Progress, RunShape
 from wholebatch.data import BatchLoader
+from wholebatch.loop.modes import begin_training
 from wholebatch.step import MicroBatches, Step
 
 
-class LastStep:
-    """Keeps the weights as they are before update number ``updates``, to make that step once more.
+class LastStep(Observer):
+    """Keeps the model as it is before a run's last step, to make that step once more.
 
-    Made before training; ``step`` options that matter for the gradient are given again to :meth:`difference`.
+    It observes the run. When that is over, the gradient of the last step stands in the model's ``.grad``, and
+    :meth:`difference` compares it with that of the same batch in other micro-batches.
     """
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer, updates: int) -> None:
+    def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._updates = updates
-        self._made = 0
+        self._steps = 0
         self._before: nn.Module | None = None
-        self._hook = optimizer.register_step_pre_hook(self._keep)
 
-    def _keep(self, *_: Any) -> None:
-        self._made += 1
-        if self._made < self._updates:
+    def start(self, run: RunShape) -> None:
+        """Learn how many steps there will be."""
+        assert run.steps_per_epoch is not None
+        self._steps = run.epochs * run.steps_per_epoch
+        self._before = None
+        self._keep(made=0)
+
+    def step(self, progress: Progress) -> None:
+        """Keep the model when one step is left."""
+        self._keep(made=progress.step)
+
+    def _keep(self, made: int) -> None:
+        if made != self._steps - 1:
             return
-        self._hook.remove()
         gradients = [parameter.grad for parameter in self._model.parameters()]
         for parameter in self._model.parameters():
             parameter.grad = None  # so that the copy holds the weights alone
@@ -40,32 +50,47 @@ class LastStep:
         for parameter, gradient in zip(self._model.parameters(), gradients, strict=True):
             parameter.grad = gradient
 
-    def difference(self, loader: BatchLoader, loss: Any, micro_batch: int, **options: Any) -> float | None:
+    def difference(self, loader: BatchLoader, loss: Any, micro_batch: int, quiet: bool, **options: Any) -> float | None:
         """Return the largest difference between the two gradients, relative to the gradient's norm.
 
-        None where the last step was not applied.
+        None where the last step changed nothing, having no gradient.
 
         Args:
             loader: stands before the last batch.
             loss: the loss.
             micro_batch: another one than in training.
+            quiet: leave out what training said already: why the result depends on the micro-batch.
             options: of :class:`wholebatch.step.Step`: precision, clip_norm, seed.
         """
-        if self._before is None:
-            return None
-        model = self._before.train()
+        assert self._before is not None, "the run did not come to its last step"
+        model = self._before
+        begin_training(model)
         device = next(p.device for p in model.parameters())
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", PromiseWarning)  # said during training
+            if quiet:
+                warnings.simplefilter("ignore", PromiseWarning)
             step = Step(
                 model, SGD(model.parameters(), lr=0.0), loss, micro_batch=micro_batch, nonfinite="allow", **options
             )
-            step.calls = self._updates - 1
+            step.calls = self._steps - 1
             window = next(iter(loader.windows(micro_batch, device)))
             step(MicroBatches(window, samples=window.samples))
         first, second = _gradient(self._model), _gradient(model)
-        return float((first - second).abs().max() / first.norm())
+        norm = float(first.norm())
+        return float((first - second).abs().max()) / norm if norm else None
+
+
+def other_micro_batch(samples: int, micro_batch: int) -> int | None:
+    """Return a micro-batch that cuts a batch of ``samples`` otherwise than ``micro_batch``; None where none can.
+
+    >>> other_micro_batch(512, 128), other_micro_batch(413, 512), other_micro_batch(40, 1), other_micro_batch(1, 8)
+    (51, 165, 40, None)
+    """
+    whole = min(samples, micro_batch)
+    if whole > 1:
+        return max(1, round(0.4 * whole))
+    return samples if samples > 1 else None
 
 
 def _gradient(model: nn.Module) -> Tensor:
-    return torch.cat([p.grad.flatten().double() for p in model.parameters() if p.grad is not None])
+    return torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten().double() for p in model.parameters()])

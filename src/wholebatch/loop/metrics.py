@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,32 +11,40 @@ from torch import Tensor
 from wholebatch.core.errors import InputError, InputTypeError
 from wholebatch.sums import Accuracy
 
+# What a record says itself; a metric of such a name would hide it.
+_TAKEN = ("step", "epoch", "samples", "kind", "split", "loss", "lr", "grad_norm", "seconds")
+
 
 class Metrics:
     """Named metrics that are fed together with (output, *targets).
 
-    ``None`` chooses: the accuracy where outputs are scores of classes and targets class numbers, else nothing.
+    Args:
+        metrics: a metric, a dict of them by name, or a list; ``None`` chooses the accuracy where outputs are
+            scores of classes and targets class numbers, else nothing.
+        ignore_index: the target that the accuracy leaves out.
 
     Raises:
         InputTypeError: something that is no metric.
+        InputError: two metrics of one name, or one named as a record's own entries are.
     """
 
     def __init__(self, metrics: Any = None, ignore_index: int | None = None) -> None:
         self._chooses = metrics is None
         self._ignore_index = ignore_index
-        self._metrics: dict[str, Any] = {name: copy.deepcopy(metric) for name, metric in _named(metrics).items()}
+        self._metrics = _named(metrics)
+        self._device: torch.device | None = None
 
     def add(self, output: Any, *targets: Any) -> None:
         """Feed one micro-batch."""
         if self._chooses:
             self._choose(output, targets)
-        for metric in self._metrics.values():
-            if hasattr(metric, "add"):
-                metric.add(output, *targets)
-            else:
-                if isinstance(output, Tensor) and hasattr(metric, "to"):
+        if isinstance(output, Tensor) and output.device != self._device:
+            self._device = output.device
+            for metric in self._metrics.values():
+                if hasattr(metric, "to"):
                     metric.to(output.device)
-                metric.update(output, *targets)
+        for metric in self._metrics.values():
+            (metric.add if hasattr(metric, "add") else metric.update)(output, *targets)
 
     def values(self) -> dict[str, float]:
         """Read all metrics.
@@ -49,13 +56,7 @@ class Metrics:
         for name, metric in self._metrics.items():
             value = metric.value if hasattr(metric, "add") else metric.compute()
             parts = value if isinstance(value, Mapping) else {name: value}
-            for part, number in parts.items():
-                if isinstance(number, Tensor) and number.numel() != 1:
-                    raise InputError(
-                        f"the metric {part!r} gives {tuple(number.shape)} values; a record holds one number per "
-                        "metric, so reduce it (average='macro', say) or give one metric per number"
-                    )
-                values[str(part)] = float(number)
+            values.update({str(part): _number(str(part), number) for part, number in parts.items()})
         return values
 
     def reset(self) -> None:
@@ -79,17 +80,34 @@ def _is_class_of(output: Tensor, target: Tensor) -> bool:
     return output.shape[1] > 1 and target.shape == (output.shape[0], *output.shape[2:])
 
 
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, Tensor) and value.numel() != 1:
+        raise InputError(
+            f"the metric {name!r} gives {tuple(value.shape)} values; a record holds one number per metric, "
+            "so reduce it (average='macro', say) or give one metric per number"
+        )
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise InputError(f"the metric {name!r} gives {value!r:.40}; a record holds one number per metric") from None
+
+
 def _named(metrics: Any) -> dict[str, Any]:
+    """The metrics by name; one that has no name is called after its type."""
     if metrics is None:
         return {}
-    if not isinstance(metrics, Mapping):
+    if isinstance(metrics, Mapping):
+        pairs = [(str(name), metric) for name, metric in metrics.items()]
+    else:
         several = metrics if isinstance(metrics, list | tuple) else [metrics]
-        metrics = {type(metric).__name__.lower(): metric for metric in several}
-    for name, metric in metrics.items():
+        pairs = [(type(metric).__name__.lower(), metric) for metric in several]
+    for name, metric in pairs:
         ours = hasattr(metric, "add") and hasattr(metric, "value") and hasattr(metric, "reset")
         if not ours and not all(hasattr(metric, method) for method in ("update", "compute", "reset")):
             raise InputTypeError(
                 f"the metric {name!r} is a {type(metric).__name__}; give wholebatch.Accuracy, or an object "
                 "with update(output, target), compute() and reset()"
             )
-    return dict(metrics)
+        if name in _TAKEN or [known for known, _ in pairs].count(name) > 1:
+            raise InputError(f"a metric cannot be named {name!r}, which is taken; pass a dict with other names")
+    return dict(pairs)

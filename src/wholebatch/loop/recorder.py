@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
 
 from wholebatch.core.record import History, Observer, Progress, Record
 from wholebatch.loop.metrics import Metrics
@@ -21,7 +24,7 @@ class Recorder:
         self._of_epoch = Accumulator("loss", "weight")
         self._since_record = Accumulator("loss", "weight")
         self._steps_before = 0
-        self._lr: float = 0.0
+        self._lr: Any = 0.0
         self._begun = time.perf_counter()
 
     def begin_epoch(self) -> None:
@@ -34,18 +37,20 @@ class Recorder:
 
     def note_rate(self) -> None:
         """Keep the learning rate that the next step uses: the largest of the parameter groups'."""
-        self._lr = max(group["lr"] for group in self._step.optimizer.param_groups)
+        rate = max([group["lr"] for group in self._step.optimizer.param_groups])
+        self._lr = rate.clone() if isinstance(rate, Tensor) else rate  # a schedule fills a tensor in place
 
     def step(self, report: StepReport) -> None:
         """A step was made."""
         self.steps += 1
         self.samples += report.samples
+        every = self._log_every
         if not report.skipped:
             loss_sum = report.loss_sum
             self._of_epoch.add(loss_sum, report.weight)
-            if self._log_every is not None:
+            if every is not None:
                 self._since_record.add(loss_sum, report.weight)
-        if self._log_every is not None and self.steps % self._log_every == 0:
+        if every is not None and self.steps % every == 0:
             values = {"loss": _mean(self._since_record), "lr": float(self._lr), "grad_norm": report.grad_norm}
             self._since_record.reset()
             self._write("step", "train", values)
@@ -56,8 +61,8 @@ class Recorder:
 
     def end_epoch(self) -> None:
         """An epoch is over."""
-        seconds = time.perf_counter() - self._begun
-        self._write("epoch", "train", {**self._running(), "seconds": round(seconds, 6)})
+        values = self._running()  # waits for the device, whose work belongs to the time
+        self._write("epoch", "train", {**values, "seconds": round(time.perf_counter() - self._begun, 6)})
 
     def tested(self, values: dict[str, float]) -> None:
         """The model was evaluated on the test data."""
@@ -75,4 +80,5 @@ class Recorder:
 
 
 def _mean(sums: Accumulator) -> float:
-    return float(sums["loss"] / sums["weight"]) if sums["weight"] else float("nan")
+    weight = sums["weight"]
+    return float(sums["loss"] / weight) if weight else float("nan")

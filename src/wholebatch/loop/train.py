@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import torch
 from torch.optim.lr_scheduler import LRScheduler
 
 from wholebatch.core.record import History, Observer, RunShape
-from wholebatch.data import BatchLoader, StreamLoader
+from wholebatch.data import ArrayDataset, BatchLoader, StreamLoader
+from wholebatch.data.loader import AT_ONCE_BYTES
+from wholebatch.data.window import Window
+from wholebatch.loop.dtypes import explain
 from wholebatch.loop.metrics import Metrics
+from wholebatch.loop.modes import begin_training, modes_given_back
 from wholebatch.loop.recorder import Recorder
-from wholebatch.step import MicroBatches, Step
+from wholebatch.step import MicroBatches, Step, StepReport
 
 
 def train(
@@ -29,30 +35,63 @@ def train(
 ) -> History:
     """Run ``shape.epochs`` epochs of ``step`` over ``loader``; return the history.
 
-    Micro-batches go to ``device`` one at a time. Observers are told of the end also when an error ends it.
+    Micro-batches go to the device one at a time. What an observer raises ends the training, as any error does, and
+    all observers are told of the end.
     """
     recorder = Recorder(step, metrics, observers, log_every)
-    step.watch = metrics.add
-    error: BaseException | None = None
-    try:
+    make = _one_step(step, loader)
+    place = None if loader.transform is None else device  # the step itself moves what nothing transforms
+    with modes_given_back(step.model), _watching(step, metrics), _ending(observers, recorder.history):
         for observer in observers:
             observer.start(shape)
         for _ in range(shape.epochs):
+            begin_training(step.model)
             recorder.begin_epoch()
-            step.model.train()
-            for window in loader.windows(micro_batch, device):
+            for window in loader.windows(micro_batch, place):
                 recorder.note_rate()
-                recorder.step(step(MicroBatches(window, samples=window.samples), position=window.position))
+                recorder.step(make(window))
             recorder.end_epoch()
             if epoch_schedule is not None:
                 epoch_schedule.step()
             if evaluate is not None:
                 recorder.tested(evaluate())
-    except BaseException as caught:
-        error = caught
-        raise
+    return recorder.history
+
+
+def _one_step(step: Step, loader: BatchLoader | StreamLoader) -> Callable[[Window], StepReport]:
+    """How a step is made of a window: piece by piece, or of the whole batch where that is hardly any memory."""
+    at_once = isinstance(loader.dataset, ArrayDataset) and (
+        loader.dataset.bytes_per_sample * (loader.batch_size or 0) <= AT_ONCE_BYTES
+    )
+
+    def make(window: Window) -> StepReport:
+        batch = window.whole() if at_once else MicroBatches(window, samples=window.samples)
+        try:
+            return step(batch, position=window.position)
+        except RuntimeError as error:
+            explain(error, step.model, next(iter(window)))
+            raise
+
+    return make
+
+
+@contextmanager
+def _watching(step: Step, metrics: Metrics) -> Iterator[None]:
+    step.watch = metrics.add
+    try:
+        yield
     finally:
         step.watch = None
+
+
+@contextmanager
+def _ending(observers: Sequence[Observer], history: History) -> Iterator[None]:
+    """Tell every observer of the end, the last one first, whatever the others raise."""
+    with ExitStack() as stack:
         for observer in observers:
-            observer.end(recorder.history, error)
-    return recorder.history
+            stack.push(partial(_end, observer, history))
+        yield
+
+
+def _end(observer: Observer, history: History, kind: object, error: BaseException | None, trace: object) -> None:
+    observer.end(history, error)

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wholebatch.core import keys
+from wholebatch.core.errors import BatchError
 from wholebatch.step.dropout import keyed_functions
 
 NAMES = (
@@ -52,6 +53,7 @@ class Draws:
         self._probed_shapes: list[Shape] | None = None
         self._calls: dict[int, int] = {}
         self._micro_batch_key = 0
+        self.unplaced = False  # whether the position in the whole batch is not known
         self._step = self._position = self._samples = 0
         self._seeding = True
         self._saved: State = None  # the caller's
@@ -151,6 +153,11 @@ class Draws:
         if self._recording is not None:
             self._recording.append(lead)
             return torch.zeros(lead, dtype=torch.bool, device=device)
+        if self.unplaced:
+            raise BatchError(
+                "dropout on several processes needs the samples' places in the whole batch, which this window does not "
+                "tell; say how many samples it holds: MicroBatches(iterator, samples=n), or step(window, position=p)"
+            )
         call = self._call()
         axis = self._axis(call, lead, of_weight)
         count = 1

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from wholebatch.core import processes
 from wholebatch.core.errors import ConfigError, InputError, InputTypeError, LossError, NonFiniteError
 from wholebatch.step.losses import weighted_sum
+from wholebatch.step.over_processes import Totals, add_totals, sum_gradients
 from wholebatch.step.reductions import Divisor
 from wholebatch.step.report import StepReport, norm_of
 
@@ -39,14 +41,17 @@ class GradientAccumulator:
     >>> accumulator.apply(optimizer).weight
     5.0
 
+    On several processes each adds its own pieces, and all call ``apply``; ``group`` is torch.distributed's.
+
     Raises:
         InputTypeError: ``model`` is no ``torch.nn.Module``.
         InputError: the model is wrapped by an engine that averages gradients itself.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, group: Any = None) -> None:
         check_model(model)
         self._model = model
+        self._processes = processes.current(group)
         self.samples = 0
         self._parameters: list[Tensor] = []
         self._sums: list[Tensor] = []
@@ -133,11 +138,25 @@ class GradientAccumulator:
         nonfinite: str,
         where: str,
         weight: Divisor | None = None,
+        fixed_weight: float | None = None,
+        error: BaseException | None = None,
     ) -> StepReport:
-        """Divide, check, clip and step."""
+        """Add over the processes, divide, check, clip and step.
+
+        ``weight`` is this process's, where it was counted before; ``fixed_weight`` is that of the whole batch, where
+        it does not add up. ``error`` is what went wrong on this process: every process raises then.
+        """
         total = float(_total(self._weights) if weight is None else weight)
-        sums, parameters = self._sums, self._parameters
+        sums, samples, micro_batches, parameters = self._sums, self.samples, len(self._sums), self._parameters
         self._sums, self._weights = [], []
+        if self._processes.size > 1:
+            loss = float(torch.stack(sums).sum(dtype=torch.float64)) if sums else 0.0
+            whole, used = add_totals(self._processes, Totals(loss, total, samples, micro_batches), parameters, error)
+            sum_gradients(self._processes, parameters, used)
+            sums, total = [torch.tensor(whole.loss, dtype=torch.float64)], whole.weight
+            samples, micro_batches = whole.samples, whole.micro_batches
+        if fixed_weight is not None and samples:
+            total = fixed_weight
         if not math.isfinite(total):
             raise InputError(f"the weights of {where} add up to {total}; every weight must be finite")
         gradients = _gradients(parameters)
@@ -146,7 +165,7 @@ class GradientAccumulator:
             if nonfinite == "raise":
                 raise NonFiniteError(self._blame(where))
             skipped = True
-        report = StepReport(sums, total, self.samples, skipped, parameters)
+        report = StepReport(sums, total, samples, micro_batches, skipped, parameters)
         self._report = weakref.ref(report)
         if not skipped:
             if clip_norm is not None:

@@ -37,19 +37,21 @@ class PeerError(InputError):
 
 def add_totals(
     processes: Processes, own: Totals, parameters: Sequence[Tensor], error: BaseException | None
-) -> tuple[Totals, list[bool]]:
-    """Return the totals of all processes, and for each parameter whether any process has a gradient for it.
+) -> tuple[Totals, list[str]]:
+    """Return the totals of all processes, and of what kind the gradient of each parameter is on any of them.
+
+    The kinds are "none", "dense" and "sparse".
 
     Raises:
         PeerError: another process failed; this one's own ``error`` is raised where it has one.
     """
-    flags = [float(parameter.grad is not None) for parameter in parameters]
+    flags = [_flag(parameter.grad, processes.size) for parameter in parameters]
     numbers = [own.loss, own.weight, own.samples, own.micro_batches, float(error is not None), *flags]
     buffer = torch.tensor(numbers, dtype=torch.float64)
     loss, weight, samples, micro_batches, failed, *counts = processes.sum_(buffer).tolist()
     if failed:
         raise_together(processes, error)
-    return Totals(loss, weight, int(samples), int(micro_batches)), [count > 0 for count in counts]
+    return Totals(loss, weight, int(samples), int(micro_batches)), [_kind(count, processes.size) for count in counts]
 
 
 def raise_together(processes: Processes, error: BaseException | None) -> None:
@@ -61,11 +63,22 @@ def raise_together(processes: Processes, error: BaseException | None) -> None:
     raise PeerError(f"process {rank} failed: {reasons[rank]}")
 
 
-def sum_gradients(processes: Processes, parameters: Sequence[Tensor], used: Sequence[bool]) -> None:
+def _flag(gradient: Tensor | None, size: int) -> float:
+    """A number whose sum over ``size`` processes tells what kind of gradient there is."""
+    return 0.0 if gradient is None else 1.0 + size * gradient.is_sparse
+
+
+def _kind(flags: float, size: int) -> str:
+    return "none" if flags == 0 else "sparse" if flags > size else "dense"
+
+
+def sum_gradients(processes: Processes, parameters: Sequence[Tensor], kinds: Sequence[str]) -> None:
     """Add the gradients over all processes, in place; a process without one gives zeros."""
-    for parameter, has in zip(parameters, used, strict=True):
-        if has and parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
+    for parameter, kind in zip(parameters, kinds, strict=True):
+        if kind != "none" and parameter.grad is None:
+            parameter.grad = _zeros(parameter, kind)
+        if kind == "sparse" and parameter.grad is not None and not parameter.grad.is_sparse:
+            parameter.grad = parameter.grad.to_sparse(1)
     gradients = [p.grad for p in parameters if p.grad is not None]
     under_way = []
     for bucket in _buckets([g for g in gradients if not g.is_sparse]):
@@ -78,6 +91,11 @@ def sum_gradients(processes: Processes, parameters: Sequence[Tensor], used: Sequ
         pending.wait()
         if flat.data_ptr() != bucket[0].data_ptr():
             torch._foreach_copy_(bucket, _views(flat, bucket))
+
+
+def _zeros(parameter: Tensor, kind: str) -> Tensor:
+    zeros = torch.zeros_like(parameter)
+    return zeros.to_sparse(1) if kind == "sparse" else zeros
 
 
 def _buckets(gradients: Sequence[Tensor]) -> list[list[Tensor]]:
@@ -110,4 +128,4 @@ def _sum_sparse(processes: Processes, gradient: Tensor) -> Tensor:
     parts = processes.gather((own.indices().cpu(), own.values().cpu()))
     indices = torch.cat([part[0] for part in parts], 1).to(own.device)
     values = torch.cat([part[1] for part in parts]).to(own.device)
-    return torch.sparse_coo_tensor(indices, values, own.shape, is_coalesced=False).coalesce()
+    return torch.sparse_coo_tensor(indices, values, own.shape, check_invariants=False).coalesce()

@@ -35,7 +35,13 @@ class StepReport:
     noise_scale: float | None = None
 
     def __init__(
-        self, sums: Sequence[Tensor], weight: float, samples: int, skipped: bool, parameters: Sequence[Tensor]
+        self,
+        sums: Sequence[Tensor],
+        weight: float,
+        samples: int,
+        micro_batches: int,
+        skipped: bool,
+        parameters: Sequence[Tensor],
     ) -> None:
         self._sums = sums
         self._loss: float | None = None
@@ -43,7 +49,7 @@ class StepReport:
         self._parameters: Sequence[Tensor] = parameters
         self.weight = weight
         self.samples = samples
-        self.micro_batches = len(sums)
+        self.micro_batches = micro_batches
         self.skipped = skipped
 
     @property

@@ -18,11 +18,13 @@ from wholebatch.schedule import attach
 from wholebatch.step import losses
 from wholebatch.step.draws import Draws
 from wholebatch.step.gradient import GradientAccumulator, check_clip_norm, check_nonfinite, check_optimizer
+from wholebatch.step.over_processes import raise_together
 from wholebatch.step.report import StepReport
 from wholebatch.step.unkeyed import layers_that_draw, unchanged_buffers
 from wholebatch.step.window import MicroBatches
 
 _BatchNorm = nn.modules.batchnorm._BatchNorm
+_UNKNOWN, _FAILED = -1, -2  # in place of a number of samples
 
 
 class Step:
@@ -75,12 +77,12 @@ class Step:
         batch_axis: tree.Axis = 0,
         group: Any = None,
     ) -> None:
-        self._accumulator = GradientAccumulator(model)
+        self._accumulator = GradientAccumulator(model, group)
+        self._processes = processes.current(group)
         check_optimizer(optimizer)
         check_clip_norm(clip_norm)
         check_nonfinite(nonfinite)
         _check_options(micro_batch, precision, bitwise, dropout, seed)
-        processes.current(group)
         self.model = model
         self.optimizer = optimizer
         self.micro_batch = micro_batch
@@ -103,6 +105,7 @@ class Step:
             torch.autocast(self._device.type, torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
         )
         self._batch_norms = [(name, m) for name, m in model.named_modules() if isinstance(m, _BatchNorm)]
+        self._half = any(p.dtype is torch.float16 for p in model.parameters())  # its sums are scaled alike everywhere
         self._told: set[str] = set()
 
     def __call__(self, batch: Any, position: int | None = None) -> StepReport:
@@ -117,24 +120,22 @@ class Step:
             LossError: a loss that cannot be summed exactly.
             NonFiniteError: the gradient is not finite; the weights are as before.
         """
-        weight, nominal, pieces = self._cut(batch)
+        cut, error = self._attempt(lambda: self._cut(batch))
+        weight, samples, pieces = (None, 0, iter(())) if error is not None else cut
+        position, nominal = self._place(samples, position, error)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self._accumulator.begin(parameters + self._others if self._others else parameters, nominal)
-        if self._draws is None:
-            for start, samples, piece in pieces:
-                self._run(piece, start, samples, weight is None)
-        else:
-            with self._draws:
-                self._run_keyed(pieces, position or 0, weight is None)
+        if error is None:
+            _, error = self._attempt(lambda: self._run_all(pieces, position, weight is None))
         self.calls += 1
-        if self._loss.whole_weight is not None and self._accumulator.samples:
-            weight = self._loss.whole_weight
         report = self._accumulator.finish(
             self.optimizer,
             clip_norm=self.clip_norm,
             nonfinite=self.nonfinite,
             where=f"step {self.calls}",
             weight=weight,
+            fixed_weight=self._loss.whole_weight,
+            error=error,
         )
         if report.skipped:
             self.skipped += 1
@@ -168,10 +169,10 @@ class Step:
 
     # cutting ------------------------------------------------------------------------------------
 
-    def _cut(self, batch: Any) -> tuple[Any, int, Iterator[tuple[int, int, Any]]]:
-        """The weight where the targets tell it, the nominal number of samples, and (start, samples, piece)."""
+    def _cut(self, batch: Any) -> tuple[Any, int | None, Iterator[tuple[int, int, Any]]]:
+        """The weight where the targets tell it, the samples where they are known, and (start, samples, piece)."""
         if isinstance(batch, MicroBatches):
-            return None, batch.samples or 1, self._pieces_of_window(batch)
+            return None, batch.samples, self._pieces_of_window(batch)
         samples = tree.count(batch, self._axis)
         return self._loss.ahead(batch) if self._axis == 0 else None, samples, self._pieces(batch, samples, 0)
 
@@ -205,7 +206,42 @@ class Step:
                 return
             yield piece
 
+    # several processes ------------------------------------------------------------------------------
+
+    def _attempt(self, work: Callable[[], Any]) -> tuple[Any, Exception | None]:
+        """What ``work`` returns; with several processes an error is kept, so that it can travel to all of them."""
+        if self._processes.size == 1:
+            return work(), None
+        try:
+            return work(), None
+        except Exception as error:
+            return None, error
+
+    def _place(self, samples: int | None, position: int | None, error: Exception | None) -> tuple[int | None, int]:
+        """This process's place in the whole batch (None: unknown), and the samples of the whole batch, nominally.
+
+        Without ``position`` that takes an exchange of counts, always: one on a condition would deadlock.
+        """
+        if self._processes.size == 1:
+            return position or 0, samples or 1
+        if position is not None and not self._half:
+            return position, 1
+        counts = self._processes.exchange(_FAILED if error is not None else _UNKNOWN if samples is None else samples)
+        if _FAILED in counts:
+            raise_together(self._processes, error)
+        before = None if _UNKNOWN in counts else sum(counts[: self._processes.rank])
+        return before if position is None else position, max(1, sum(count for count in counts if count > 0))
+
     # one micro-batch ------------------------------------------------------------------------------
+
+    def _run_all(self, pieces: Iterator[tuple[int, int, Any]], position: int | None, weigh: bool) -> None:
+        if self._draws is None:
+            for start, samples, piece in pieces:
+                self._run(piece, start, samples, weigh)
+            return
+        self._draws.unplaced = position is None
+        with self._draws:
+            self._run_keyed(pieces, position or 0, weigh)
 
     def _run_keyed(self, pieces: Iterator[tuple[int, int, Any]], position: int, weigh: bool) -> None:
         draws = self._draws
@@ -221,7 +257,7 @@ class Step:
             self._tell_draws(piece, position + start, samples)
 
     def _run(self, piece: Any, start: int, samples: int, weigh: bool) -> None:
-        if self._batch_norms and start and "batch norm" not in self._told:
+        if self._batch_norms and (start or self._processes.size > 1) and "batch norm" not in self._told:
             self._tell_batch_norm()
         if self._device.type != "cpu":
             piece = tree.to_device(piece, self._device)
