@@ -1,10 +1,10 @@
-# train · test · check · bench · clean. Everything runs in .venv, which the first target makes.
+# train · test · check · docs · bench · clean. Everything runs in .venv, which the first target makes.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: train test check bench clean install
+.PHONY: train test check docs bench clean install
 
 train: $(STAMP)
 	$(BIN)/wholebatch train
@@ -17,6 +17,12 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: $(STAMP)
+	@$(BIN)/python -c 'import sphinx, myst_parser, furo' 2>/dev/null || { \
+	  if command -v uv >/dev/null 2>&1; then uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[docs]'; \
+	  else $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'; fi; }
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks
@@ -36,4 +42,4 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) runs build dist
+	rm -rf $(VENV) runs build dist docs/_build

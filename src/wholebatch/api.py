@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import sys
 import warnings
@@ -16,15 +17,18 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from wholebatch import loop
 from wholebatch import schedule as schedules
-from wholebatch.core.errors import ConfigError, InputError, InputTypeError, nearest
+from wholebatch.core.errors import ConfigError, InputError, nearest
 from wholebatch.core.record import History, Observer, RunShape
 from wholebatch.data import BatchLoader, StreamLoader, as_loader
 from wholebatch.display import RunFolder, choose
 from wholebatch.loop import Metrics
+from wholebatch.schedule.piecewise import end_of
 from wholebatch.step import Step
+from wholebatch.step.gradient import check_model, check_optimizer
 from wholebatch.step.losses import bind
 
 _BATCH_SIZE = 512
+_SHORT = 0.7  # of the training; a schedule that ends before was hardly meant so
 
 
 def train(
@@ -95,12 +99,13 @@ def train(
     if schedule_unit not in ("step", "epoch"):
         hint = nearest(str(schedule_unit), ("step", "epoch"))
         raise ConfigError(f"schedule_unit={schedule_unit!r}; expected 'step' or 'epoch'{hint}")
+    check_model(model)
     loader = _loader(data, batch_size, seed, shuffle=True)
     micro_batch = _micro_batch(micro_batch, accumulation_steps, loader.batch_size)
     where = _device(device, model)
     model.to(where)
     made = optimizer if isinstance(optimizer, Optimizer) or not callable(optimizer) else optimizer(model.parameters())
-    per_epoch = schedule if schedule_unit == "epoch" else None
+    attached = _attached(schedule, made)
     step = Step(
         model,
         made,
@@ -109,30 +114,27 @@ def train(
         clip_norm=clip_norm,
         precision=precision,
         seed=seed,
-        schedule=None if schedule_unit == "epoch" else schedule,
+        schedule=None if schedule_unit == "epoch" else attached,
     )
-    test = None if eval_data is None else _evaluation(model, eval_data, loss, metrics, loader.batch_size, where)
+    at_once = loader.batch_size if micro_batch == "auto" else int(micro_batch)
+    test = None if eval_data is None else _evaluation(model, eval_data, loss, copy.deepcopy(metrics), at_once, where)
     shape = _shape(loader, epochs, where, run_dir, test is not None)
     _warn_of_short_schedule(schedule, shape, schedule_unit)
     shown = choose(sys.stdout) if display else Observer()
     kept = [RunFolder(run_dir, say=shown.message if display else None)] if run_dir is not None else []
     watching = [*([shown] if display else []), *kept, *observers]
-    training = model.training
-    try:
-        return loop.train(
-            step,
-            loader,
-            shape,
-            micro_batch=None if micro_batch == "auto" else int(micro_batch),
-            device=where,
-            metrics=Metrics(metrics, _ignored(loss)),
-            evaluate=test,
-            epoch_schedule=_attached(per_epoch, made),
-            log_every=log_every,
-            observers=watching,
-        )
-    finally:
-        model.train(training)
+    return loop.train(
+        step,
+        loader,
+        shape,
+        micro_batch=None if micro_batch == "auto" else int(micro_batch),
+        device=where,
+        metrics=Metrics(copy.deepcopy(metrics), _ignored(loss)),
+        evaluate=test,
+        epoch_schedule=attached if schedule_unit == "epoch" else None,
+        log_every=log_every,
+        observers=watching,
+    )
 
 
 def evaluate(
@@ -164,8 +166,7 @@ def evaluate(
     >>> evaluate(nn.Identity(), (torch.eye(4), torch.tensor([0, 1, 2, 0])))
     {'accuracy': 0.75, 'samples': 4.0}
     """
-    if not isinstance(model, nn.Module):
-        raise InputTypeError(f"model is a {type(model).__name__}; give a torch.nn.Module")
+    check_model(model)
     own = next((p.device for p in model.parameters()), torch.device("cpu"))
     where = own if device == "auto" else _device(device, model)
     model.to(where)
@@ -175,7 +176,7 @@ def evaluate(
 def _evaluation(
     model: nn.Module, data: Any, loss: Any, metrics: Any, batch_size: int | None, device: torch.device
 ) -> Callable[[], dict[str, float]]:
-    loader = _loader(data, batch_size, 0, shuffle=False)
+    loader = _loader(data, None if getattr(data, "batch_size", None) else batch_size, 0, shuffle=False)
     call, kept = None if loss is None else bind(loss), Metrics(metrics, _ignored(loss))
     return lambda: loop.evaluate(model, loader, kept, call, device)
 
@@ -223,25 +224,43 @@ def _shape(
 
 
 def _warn_of_short_schedule(schedule: Any, shape: RunShape, unit: str) -> None:
-    """A schedule that counts epochs while steps are counted ends long before training does."""
-    end = getattr(schedule, "max_update", None)
+    """A schedule written for epochs ends long before training does where steps are counted."""
     per_epoch = 1 if unit == "epoch" else shape.steps_per_epoch
-    if end is None or per_epoch is None:
+    end = _end_of(schedule)
+    if per_epoch is None or end >= _SHORT * shape.epochs * per_epoch:
         return
-    total = shape.epochs * per_epoch
-    if end < 0.8 * total:
-        warnings.warn(
-            f"the schedule ends after {end:g} {unit}s, but training goes on for {total}; is it meant in "
-            f"{'epochs (schedule_unit=' + repr('epoch') + ')' if unit == 'step' else 'steps'}?",
-            UserWarning,
-            stacklevel=3,
-        )
+    repair = f"plan it for {shape.epochs * per_epoch} {unit}s"
+    if unit == "step":
+        repair += " or, if it counts epochs, say schedule_unit='epoch'"
+    warnings.warn(
+        f"the schedule ends after {end:g} {unit}s, but training goes on for {shape.epochs * per_epoch}; {repair}",
+        UserWarning,
+        stacklevel=3,
+    )
+
+
+def _end_of(schedule: Any) -> float:
+    """Where a schedule ends, infinity where it does not or only it knows."""
+    if isinstance(schedule, schedules.Attached):
+        schedule = schedule.schedule
+    elif isinstance(schedule, LRScheduler):
+        return float(getattr(schedule, "T_max", math.inf))
+    return min(end_of(schedule), getattr(schedule, "max_update", math.inf))
 
 
 def _attached(schedule: Any, optimizer: Any) -> LRScheduler | None:
-    if schedule is None or isinstance(schedule, LRScheduler):
-        return schedule
-    return schedules.attach(schedule, optimizer)
+    """The schedule as an ``LRScheduler`` of ``optimizer``."""
+    if schedule is None:
+        return None
+    check_optimizer(optimizer)
+    if not isinstance(schedule, LRScheduler):
+        return schedules.attach(schedule, optimizer)
+    if schedule.optimizer is not optimizer:
+        raise InputError(
+            f"the {type(schedule).__name__} belongs to another optimizer than the one given, so it would change "
+            "nothing; make it of this optimizer, or give a function of progress, which is attached"
+        )
+    return schedule
 
 
 def _ignored(loss: Any) -> int | None:

@@ -194,6 +194,26 @@ def test_gradient_accumulator(world: Any) -> None:
         assert samples == 10
 
 
+def starting(rank: int, size: int) -> Any:
+    torch.manual_seed(rank)
+    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+    model[1].running_mean.fill_(rank)
+    wb.Step(model, sgd(model.parameters()), nn.MSELoss())
+    try:
+        other = nn.Linear(4, 3 + (rank == 2))
+        wb.Step(other, sgd(other.parameters()), nn.MSELoss())
+    except wb.InputError as error:
+        return [t.detach().clone() for t in model.state_dict().values()], str(error)
+    return None
+
+
+def test_all_start_from_the_first_ones_weights_and_the_same_model(world: Any) -> None:
+    results = world(3, starting)
+    for tensors, message in results:
+        assert all(torch.equal(a, b) for a, b in zip(tensors, results[0][0], strict=True))
+        assert "process 0 has weight float32(3, 4) where process 2 has weight float32(4, 4)" in message
+
+
 def sums(rank: int, size: int) -> Any:
     acc = wb.Accumulator("loss", "n")
     acc.add(torch.tensor(0.1 * (rank + 1)), rank + 1)

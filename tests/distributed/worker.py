@@ -7,14 +7,17 @@ import pickle
 import sys
 import time
 import traceback
+import warnings
 from datetime import timedelta
 from pathlib import Path
 
 
-def main(file: str, function: str, rank: int, size: int, folder: str) -> int:
+def main(file: str, function: str, rank: int, size: int, folder: str) -> None:
+    """Run one rank."""
     import torch
     from torch import distributed
 
+    warnings.simplefilter("error")
     torch.set_num_threads(1)
     spec = importlib.util.spec_from_file_location("case", file)
     assert spec is not None
@@ -31,12 +34,7 @@ def main(file: str, function: str, rank: int, size: int, folder: str) -> int:
         result = getattr(module, function)(rank, size, *arguments)
     except Exception:
         (place / f"error-{rank}").write_text(traceback.format_exc())
-        return 1
+        sys.exit(1)
     (place / f"result-{rank}").write_bytes(pickle.dumps(result))
     time.sleep(0.05)
     distributed.destroy_process_group()
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5]))

@@ -8,9 +8,11 @@
     │   ├── LossError                 what a loss was given or what it returned
     │   ├── ConfigError               a configuration: unknown key, impossible value
     │   ├── DataError                 a data set or one of its files
-    │   └── RunFolderError            a run folder that cannot be read or written
+    │   ├── RunFolderError            a run folder that cannot be read or written
+    │   └── CheckpointError           a checkpoint that is damaged, missing, or of another run
     ├── InputTypeError (TypeError)    an object of a kind that cannot be used
-    └── NonFiniteError (ArithmeticError)   a gradient with NaN or infinity in it
+    ├── NonFiniteError (ArithmeticError)   a gradient with NaN or infinity in it
+    └── FencedError                   a newer world has taken the run folder over; this one may write nothing
 
     PromiseWarning (UserWarning)      the result depends on something it should not depend on
 
@@ -52,12 +54,20 @@ class RunFolderError(InputError):
     """A run folder that cannot be read or written."""
 
 
+class CheckpointError(InputError):
+    """A checkpoint that is damaged, missing, or that belongs to another run."""
+
+
 class InputTypeError(WholebatchError, TypeError):
     """An object of a kind that cannot be used."""
 
 
 class NonFiniteError(WholebatchError, ArithmeticError):
     """A gradient holds NaN or infinity; the weights are as they were before the step."""
+
+
+class FencedError(WholebatchError):
+    """A newer world has taken the run folder over, and this one can write nothing there any more."""
 
 
 class PromiseWarning(UserWarning):

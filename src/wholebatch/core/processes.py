@@ -35,6 +35,10 @@ class Processes(Protocol):
         """Begin to add ``tensor`` over all processes, in place."""
         ...
 
+    def copy_from_first_(self, tensor: Tensor) -> None:
+        """Make ``tensor`` on every process what it is on rank 0, in place."""
+        ...
+
     def exchange(self, number: int) -> list[int]:
         """Return every process's ``number``, in rank order."""
         ...
@@ -62,6 +66,9 @@ class Alone:
     def begin_sum_(self, tensor: Tensor) -> Pending:
         """Return what need not be waited for."""
         return _Done()
+
+    def copy_from_first_(self, tensor: Tensor) -> None:
+        """Do nothing."""
 
     def exchange(self, number: int) -> list[int]:
         """Return ``[number]``."""
@@ -96,6 +103,13 @@ class Group:
         work = distributed.all_reduce(tensor, group=self._group, async_op=True)
         assert work is not None
         return work
+
+    def copy_from_first_(self, tensor: Tensor) -> None:
+        """Make ``tensor``, on any device, on every process what it is on rank 0, in place."""
+        moved = tensor.detach().to(self._device).contiguous()
+        distributed.broadcast(moved, group=self._group, group_src=0)
+        if moved.data_ptr() != tensor.data_ptr():
+            tensor.detach().copy_(moved)
 
     def exchange(self, number: int) -> list[int]:
         """Return every process's ``number``, in rank order."""

@@ -2,15 +2,15 @@
 
 A batch is a tensor (or array), or any nesting of tuples, named tuples, lists, mappings and dataclasses
 of them; every container is kept as what it is. ``axis`` is the sample axis: an int for all tensors,
-``None`` for tensors that are passed whole, or a mapping or sequence that gives one per key or place
-(keys that are not named have axis 0).
+``None`` for tensors that are passed whole, or a mapping or sequence that gives one per key, field or place
+(those that are not named have axis 0).
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,11 +23,13 @@ from wholebatch.core.errors import BatchError
 Axis = int | None | Mapping[Any, Any] | Sequence[Any]
 
 
-def _axis_of(axis: Axis, place: Any) -> Axis:
-    """The sample axis for one entry of a container."""
+def _axis_of(axis: Axis, place: Any, tree: Any) -> Axis:
+    """The sample axis for one entry of a container; a named tuple's fields have a name and a place."""
     if axis is None or isinstance(axis, int):
         return axis
     if isinstance(axis, Mapping):
+        if place not in axis and isinstance(tree, tuple) and hasattr(tree, "_fields"):
+            place = tree._fields[place]
         return axis.get(place, 0)
     return axis[place] if isinstance(place, int) and place < len(axis) else 0
 
@@ -57,6 +59,8 @@ def _rebuild(tree: Any, values: list[Any], places: list[Any]) -> Any:
         return dict(zip(places, values, strict=True))
     if isinstance(tree, tuple):
         return type(tree)(*values) if hasattr(tree, "_fields") else type(tree)(values)
+    if isinstance(tree, Mapping) and not isinstance(tree, MutableMapping):  # a read-only view, say
+        return type(tree)(dict(zip(places, values, strict=True)))  # type: ignore[call-arg]
     new = copy.copy(tree)
     if isinstance(tree, Mapping | list):
         for place, value in zip(places, values, strict=True):
@@ -84,7 +88,7 @@ def arrays(tree: Any, axis: Axis = 0, name: str = "batch") -> Iterator[tuple[str
         )
     for place, value in _entries(tree) or ():
         where = f"{name}.{place}" if dataclasses.is_dataclass(tree) else f"{name}[{place!r}]"
-        yield from arrays(value, _axis_of(axis, place), where)
+        yield from arrays(value, _axis_of(axis, place, tree), where)
 
 
 def count(batch: Any, axis: Axis = 0) -> int:
@@ -144,7 +148,7 @@ def cut(batch: Any, start: int, stop: int, samples: int, axis: Axis = 0) -> Any:
     if isinstance(batch, list | tuple) and _is_per_sample_list(batch, samples, axis):
         return batch[start:stop]
     places = [place for place, _ in entries]
-    values = [cut(value, start, stop, samples, _axis_of(axis, place)) for place, value in entries]
+    values = [cut(value, start, stop, samples, _axis_of(axis, place, batch)) for place, value in entries]
     return _rebuild(batch, values, places)
 
 
@@ -167,7 +171,8 @@ def double(batch: Any, axis: Axis = 0) -> Any:
         return batch
     if isinstance(batch, list | tuple) and _is_per_sample_list(batch, 1, axis):
         return batch * 2
-    return _rebuild(batch, [double(v, _axis_of(axis, place)) for place, v in entries], [place for place, _ in entries])
+    values = [double(value, _axis_of(axis, place, batch)) for place, value in entries]
+    return _rebuild(batch, values, [place for place, _ in entries])
 
 
 def map_tensors(function: Callable[[Tensor], Any], tree: Any) -> Any:

@@ -41,8 +41,10 @@ def as_dataset(data: Any) -> Any:
         return ArrayDataset(data.tensors)
     if _is_array(data) or isinstance(data, Mapping):
         return ArrayDataset(data)
-    if isinstance(data, tuple | list) and data and _is_array(data[0]):
+    if isinstance(data, list) and data and _is_array(data[0]):
         return ArrayDataset(tuple(data))
+    if isinstance(data, tuple) and any(_is_array(part) for part in data):  # the inputs may be a dict or list of them
+        return ArrayDataset(data)
     if isinstance(data, Iterator):
         raise DataError(
             f"a {type(data).__name__} can be read only once, training reads its data once per epoch; "

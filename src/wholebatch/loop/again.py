@@ -93,4 +93,6 @@ def other_micro_batch(samples: int, micro_batch: int) -> int | None:
 
 
 def _gradient(model: nn.Module) -> Tensor:
-    return torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten().double() for p in model.parameters()])
+    return torch.cat(
+        [(torch.zeros_like(p) if p.grad is None else p.grad).flatten().double() for p in model.parameters()]
+    )

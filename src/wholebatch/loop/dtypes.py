@@ -30,10 +30,11 @@ def explain(error: RuntimeError, model: nn.Module, batch: Any) -> None:
     name, item = wrong[0]
     what = name.replace("batch[0]", "the inputs", 1).replace("batch[1]", "the targets", 1)
     dtype = sorted(own)[0]
+    or_model = f", or the model, e.g. model.to(torch.{_name(item)})" if item.is_floating_point() else ""
     raise InputError(
         f"{what} are {_name(item)} of shape {tuple(item.shape)}, but the model's parameters are "
-        f"{' and '.join(sorted(own))}; convert the data, e.g. x.to(torch.{dtype}), or the model, e.g. "
-        f"model.to(torch.{_name(item) if item.is_floating_point() else dtype}) ({str(error).splitlines()[0]})"
+        f"{' and '.join(sorted(own))}; convert the data, e.g. x.to(torch.{dtype}){or_model} "
+        f"({str(error).splitlines()[0]})"
     ) from error
 
 

@@ -8,8 +8,10 @@ every process raises and none waits for ever.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import torch
 from torch import Tensor
@@ -19,6 +21,28 @@ from wholebatch.core.processes import Processes
 
 # Gradients travel in buckets of this size: while one is under way the next is gathered.
 BUCKET_BYTES = 8 << 20
+
+
+def same_start(processes: Processes, tensors: Sequence[tuple[str, Tensor]]) -> None:
+    """Make parameters and buffers on all processes those of rank 0.
+
+    Raises:
+        InputError: the processes have different models; the message names the first difference.
+    """
+    if processes.size == 1:
+        return
+    own = [f"{name} {str(tensor.dtype).removeprefix('torch.')}{tuple(tensor.shape)}" for name, tensor in tensors]
+    if len(set(processes.exchange(zlib.crc32(repr(own).encode())))) > 1:
+        everyones = processes.gather(own)
+        for rank, other in enumerate(everyones):
+            for mine, theirs in zip_longest(everyones[0], other, fillvalue="nothing"):
+                if mine != theirs:
+                    raise InputError(
+                        f"the processes have different models: process 0 has {mine} where process {rank} has {theirs}; "
+                        "make the same model, in the same order, in every process"
+                    )
+    for _, tensor in tensors:
+        processes.copy_from_first_(tensor)
 
 
 @dataclass

@@ -65,6 +65,8 @@ def class_weight(targets: Tensor, options: Options) -> Divisor:
     ignored = -100 if ignored is None else ignored
     if targets.numel() == 0:
         return 0
+    if targets.dtype is not torch.int64:  # bytes would be a mask, and -100 is 156 to them
+        targets = targets.long()
     if weight is None:
         if ignored < 0 and targets.device.type == "cpu" and int(targets.min()) >= 0:
             return targets.numel()

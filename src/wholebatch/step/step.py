@@ -18,7 +18,7 @@ from wholebatch.schedule import attach
 from wholebatch.step import losses
 from wholebatch.step.draws import Draws
 from wholebatch.step.gradient import GradientAccumulator, check_clip_norm, check_nonfinite, check_optimizer
-from wholebatch.step.over_processes import raise_together
+from wholebatch.step.over_processes import raise_together, same_start
 from wholebatch.step.report import StepReport
 from wholebatch.step.unkeyed import layers_that_draw, unchanged_buffers
 from wholebatch.step.window import MicroBatches
@@ -107,6 +107,7 @@ class Step:
         self._batch_norms = [(name, m) for name, m in model.named_modules() if isinstance(m, _BatchNorm)]
         self._half = any(p.dtype is torch.float16 for p in model.parameters())  # its sums are scaled alike everywhere
         self._told: set[str] = set()
+        same_start(self._processes, [*model.named_parameters(), *model.named_buffers(), *self._of_loss()])
 
     def __call__(self, batch: Any, position: int | None = None) -> StepReport:
         """Make one step over ``batch``, or over a window of ``MicroBatches``.
@@ -309,6 +310,10 @@ class Step:
             "Ways out: nn.Dropout or the dropout functions of torch.nn.functional, which are keyed; or micro_batch as "
             "large as the batch"
         )
+
+    def _of_loss(self) -> list[tuple[str, Tensor]]:
+        module = self._loss.module
+        return [] if module is None else [(f"loss.{name}", tensor) for name, tensor in module.named_parameters()]
 
     def _check_parameters(self) -> list[Tensor]:
         """The parameters of model and loss that the optimizer does not hold; it may hold no others."""

@@ -1,0 +1,29 @@
+"""Runs that survive: what a run is, kept whole on disk by one writer.
+
+:class:`Store` writes checkpoints that are there whole or not at all and recognises damaged ones; :class:`Fence`
+makes sure that only the newest world writes in a run folder; :class:`Background` saves without holding the step;
+:class:`Every` says when; :class:`RunState` is what is saved, and refuses to go on as another run;
+:func:`plain_state` and :func:`load_plain_state` name a model's weights without its wrappers.
+"""
+
+from wholebatch.checkpoint.background import Background
+from wholebatch.checkpoint.every import Every
+from wholebatch.checkpoint.fence import Fence
+from wholebatch.checkpoint.manifest import Checkpoint
+from wholebatch.checkpoint.model_state import load_plain_state, plain_state
+from wholebatch.checkpoint.run_state import RunState
+from wholebatch.checkpoint.snapshot import Snapshot, require_plain
+from wholebatch.checkpoint.store import Store
+
+__all__ = [
+    "Background",
+    "Checkpoint",
+    "Every",
+    "Fence",
+    "RunState",
+    "Snapshot",
+    "Store",
+    "load_plain_state",
+    "plain_state",
+    "require_plain",
+]
