@@ -30,6 +30,7 @@ from wholebatch.core.errors import (
     InputError,
     InputTypeError,
     NonFiniteError,
+    PeerError,
     PromiseWarning,
     RunFolderError,
 )
@@ -44,6 +45,8 @@ BUG = 1
 MISTAKE = 2
 INTERRUPTED = 128 + 2  # what a shell reports of a program that SIGINT ended
 TERMINATED = 128 + 15  # likewise SIGTERM
+
+_RANK = "RANK"  # torchrun's name for a process's number
 
 _WORDS = {"ignore_unknown_options": True}  # so that --lr 3 reaches us and can be answered
 
@@ -64,6 +67,10 @@ Words = Annotated[
 Files = Annotated[
     list[Path] | None,
     typer.Option("-c", "--config", metavar="FILE", help="A YAML file of settings; may be repeated, the last one wins."),
+]
+Processes = Annotated[
+    int | None,
+    typer.Option("--processes", metavar="N", min=1, help="Share the work among N processes of this machine."),
 ]
 
 
@@ -97,9 +104,9 @@ def _help_where_nothing_is_asked(context: typer.Context) -> None:
 
 
 @app.command(context_settings=_WORDS, epilog="With nothing else, trains on digits; no data are downloaded.")
-def train(recipe: Recipe = None, words: Words = None, files: Files = None) -> Work:
+def train(recipe: Recipe = None, words: Words = None, files: Files = None, processes: Processes = None) -> Work:
     """Train a model; the run's folder is printed at the end."""
-    return partial(_train, _join(recipe, words), files or [])
+    return partial(_train, _join(recipe, words), files or [], processes)
 
 
 @app.command(context_settings=_WORDS)
@@ -128,10 +135,18 @@ def _join(recipe: str | None, words: list[str] | None) -> list[str]:
     return [*([] if recipe is None else [recipe]), *(words or [])]
 
 
-def _train(words: list[str], files: list[Path]) -> None:
+def _train(words: list[str], files: list[Path], processes: int | None) -> None:
     config = _load(words, files)
-    from wholebatch import runs
+    if processes is not None and processes > 1 and _RANK not in os.environ:
+        from wholebatch.config.build import check_names
+        from wholebatch.parallel import launch
 
+        check_names(config)
+        given = [word for file in files for word in ("-c", str(file))]
+        sys.exit(launch(["train", *words, *given], processes))
+    from wholebatch import parallel, runs
+
+    parallel.init()
     runs.train_recipe(config)
 
 
@@ -234,6 +249,8 @@ def _run(words: list[str]) -> int:
             outcome()
             return 0
         return int(outcome or 0)  # --help and --version are done by now
+    except PeerError:
+        return MISTAKE  # the process that failed says why
     except (InputError, InputTypeError) as error:
         return _fail(str(error), MISTAKE)
     except NonFiniteError as error:
@@ -279,8 +296,11 @@ def _parse(words: list[str]) -> Any:
 
 
 def _fail(message: str, code: int) -> int:
-    """Print one line to stderr and return ``code``."""
-    print(f"wholebatch: {' '.join(message.split())}", file=sys.stderr)
+    """Print one line to stderr, with the process's number where there are several, and return ``code``."""
+    process = (
+        f"process {os.environ[_RANK]}: " if os.environ.get("WORLD_SIZE", "1") != "1" and _RANK in os.environ else ""
+    )
+    print(f"wholebatch: {process}{' '.join(message.split())}", file=sys.stderr)
     return code
 
 

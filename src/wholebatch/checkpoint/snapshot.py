@@ -24,7 +24,7 @@ def require_plain(state: Any, name: str = "state") -> None:
         InputTypeError: something else is in it; the message names its place.
     """
     kind = type(state)
-    if kind in _LEAVES or isinstance(state, Tensor) and kind in (Tensor, torch.nn.Parameter):
+    if kind in _LEAVES or (isinstance(state, Tensor) and kind in (Tensor, torch.nn.Parameter)):
         return
     if kind not in _CONTAINERS:
         raise InputTypeError(

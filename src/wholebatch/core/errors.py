@@ -9,6 +9,7 @@
     │   ├── ConfigError               a configuration: unknown key, impossible value
     │   ├── DataError                 a data set or one of its files
     │   ├── RunFolderError            a run folder that cannot be read or written
+    │   ├── PeerError                 another process failed; the message says which one, and why
     │   └── CheckpointError           a checkpoint that is damaged, missing, or of another run
     ├── InputTypeError (TypeError)    an object of a kind that cannot be used
     ├── NonFiniteError (ArithmeticError)   a gradient with NaN or infinity in it
@@ -56,6 +57,10 @@ class RunFolderError(InputError):
 
 class CheckpointError(InputError):
     """A checkpoint that is damaged, missing, or that belongs to another run."""
+
+
+class PeerError(InputError):
+    """Another process failed; the message says which one, and why."""
 
 
 class InputTypeError(WholebatchError, TypeError):

@@ -16,7 +16,7 @@ from itertools import zip_longest
 import torch
 from torch import Tensor
 
-from wholebatch.core.errors import InputError
+from wholebatch.core.errors import InputError, PeerError
 from wholebatch.core.processes import Processes
 
 # Gradients travel in buckets of this size: while one is under way the next is gathered.
@@ -53,10 +53,6 @@ class Totals:
     weight: float
     samples: int
     micro_batches: int
-
-
-class PeerError(InputError):
-    """Another process failed; the message says which one, and why."""
 
 
 def add_totals(
