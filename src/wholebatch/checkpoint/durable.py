@@ -10,7 +10,7 @@ import hashlib
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 
@@ -58,7 +58,7 @@ def write_tensors(path: Path, state: Any) -> dict[str, Any]:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         sink = _Sink(descriptor)
-        torch.save(state, sink)
+        torch.save(state, cast(IO[bytes], sink))
         sink.finish()
         os.fsync(descriptor)
     finally:

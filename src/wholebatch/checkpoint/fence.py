@@ -21,9 +21,10 @@ import os
 import re
 import secrets
 import socket
+import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -54,6 +55,7 @@ class Fence:
         self.staging = self.folder / f".staging-{generation:08d}-{token}"
         self._token = token
         self._numbers = itertools.count()
+        self._lock = threading.Lock()
         self._journals: dict[Path, int] = {}  # descriptors, each open on the file that stands at its path
 
     @classmethod
@@ -79,9 +81,10 @@ class Fence:
         os.mkdir(fence.staging)  # first be seen, then look: of two that take at once, at least one sees the other
         try:
             fence._overtake()
-            for name in journals:
-                if (run / name).exists():
-                    fence._adopt(run / name)
+            with fence.translated():
+                for name in journals:
+                    if (run / name).exists():
+                        fence._adopt(run / name)
             fence.replace(folder / _OWNER, fence._owner())
         except BaseException:
             fence.close()
@@ -109,10 +112,12 @@ class Fence:
 
     def close(self) -> None:
         """Give the right back: nothing can be written through this fence afterwards. May be called again."""
-        for descriptor in self._journals.values():
-            os.close(descriptor)
-        self._journals.clear()
-        remove_tree(self.staging)
+        with self._lock:
+            for descriptor in self._journals.values():
+                os.close(descriptor)
+            self._journals.clear()
+        with suppress(OSError):  # the next world removes what cannot be removed now
+            remove_tree(self.staging)
 
     def __enter__(self) -> Self:
         return self
@@ -177,8 +182,9 @@ class Fence:
         try:
             with self.translated():
                 write_file(staged, data)
-            self._forget(path)
-            self.publish(staged, path)
+            with self._lock:
+                self._forget(path)
+                self.publish(staged, path)
         except BaseException:
             staged.unlink(missing_ok=True)
             raise
@@ -194,18 +200,17 @@ class Fence:
             OSError: it cannot be written.
         """
         path = Path(os.path.abspath(path))
-        self.check()
-        if path not in self._journals:
-            with self.translated():
+        with self._lock, self.translated():
+            self.check()
+            if path not in self._journals:
                 self._adopt(path)
-        descriptor = self._journals[path]
-        end = os.lseek(descriptor, 0, os.SEEK_END)
-        try:
-            with self.translated():
+            descriptor = self._journals[path]
+            end = os.lseek(descriptor, 0, os.SEEK_END)
+            try:
                 write_all(descriptor, data)
-        except OSError:
-            os.ftruncate(descriptor, end)
-            raise
+            except OSError:
+                os.ftruncate(descriptor, end)
+                raise
 
     @contextmanager
     def translated(self) -> Iterator[None]:
@@ -257,18 +262,14 @@ class Fence:
         Renaming stops writers that come by path. Deleting stops those whose path was already looked up (a network
         client's file handle, a rename under way): what they want to rename is no more.
         """
-        own = (self.generation, self._token)
-        for generation, token in _stagings(self.folder):
-            if (generation, token) > own:
-                raise FencedError(self._overtaken())
+        own, others = (self.generation, self._token), _stagings(self.folder)
+        if _recorded(self.folder) >= self.generation or any(other > own for other in others):
+            raise FencedError(self._overtaken())  # before anything of theirs is touched
+        for generation, token in others:
             if (generation, token) < own:
                 away = self.folder / f".fenced-{generation:08d}-{token}"
-                try:
+                with suppress(FileNotFoundError):  # somebody else does the same
                     os.rename(self.folder / f".staging-{generation:08d}-{token}", away)
-                except FileNotFoundError:  # somebody else does the same
-                    continue
-        if _recorded(self.folder) >= self.generation:
-            raise FencedError(self._overtaken())
         for name in os.listdir(self.folder):
             if name.startswith(".fenced-"):
                 remove_tree(self.folder / name)

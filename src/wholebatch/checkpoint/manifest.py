@@ -44,7 +44,7 @@ class Checkpoint:
 
 def describe(files: dict[str, dict[str, Any]], *, step: int, score: float | None, generation: int) -> bytes:
     """Return the bytes of a manifest for ``files``: name to ``sha256`` and ``size``."""
-    versions = {"wholebatch": __version__, "torch": torch.__version__, "python": platform.python_version()}
+    versions = {"wholebatch": __version__, "torch": str(torch.__version__), "python": platform.python_version()}
     content = {
         "format": FORMAT,
         "step": step,

@@ -20,7 +20,7 @@ _MISSING = object()
 
 
 def _versions() -> dict[str, str]:
-    return {"wholebatch": __version__, "torch": torch.__version__, "python": platform.python_version()}
+    return {"wholebatch": __version__, "torch": str(torch.__version__), "python": platform.python_version()}
 
 
 @dataclass

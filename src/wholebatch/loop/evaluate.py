@@ -38,7 +38,8 @@ def evaluate(
             try:
                 output = call_model(model, batch) if loss is None else loss.forward(model, batch)
                 if loss is not None:
-                    sums.add(*loss.summed(output, batch, seen, window.samples, True))
+                    loss_sum, weight = loss.summed(output, batch, seen, window.samples, True)
+                    sums.add(loss_sum, 0 if weight is None else weight)
             except RuntimeError as error:
                 explain(error, model, batch)
                 raise

@@ -31,25 +31,31 @@ NAMES = (
 )
 
 Shape = tuple[int, ...]
+Place = tuple[
+    int, int
+]  # the samples' axis, and how many times it runs through all samples (2: two views, concatenated)
 State = tuple[Tensor, Tensor | None] | None  # of the CPU's generator, and of the accelerator's
 
 
 class Draws:
     """The draws of one model under one seed. Used as a context manager around a step's micro-batches.
 
-    ``probe(samples)`` runs the model without gradients on a micro-batch of ``samples`` samples, whose shapes tell
-    which axis of each keyed call is the samples'; it is asked only where that is not plain, once per call.
+    ``probe(first, stop)`` runs the model without gradients on these samples of the micro-batch (on two, where it has
+    one). What each keyed call then sees tells where its samples are; it is asked only where that is not plain.
     """
 
     def __init__(self, seed: int, device: torch.device) -> None:
         self.seed = seed
-        self.probe: Callable[[int], None] | None = None
+        self.probe: Callable[[int, int], None] | None = None
         self._cpu = torch.default_generator
         self._device = _device_generator(device)
         self._reference = torch.Generator()
         self._word = torch.empty((), dtype=torch.int64)
-        self._axes: dict[int, int | None] = {}
+        self._places: dict[tuple[int, int, Shape], Place | None] = {}  # by call, samples and shape
+        self._seen: dict[tuple[int, int], tuple[Place, Shape]] = {}  # by call and number of axes
         self._recording: list[Shape] | None = None
+        self._watched: tuple[int, int] | None = None  # the call and axis whose rows a recording keeps
+        self._rows: Tensor | None = None
         self._probed_shapes: list[Shape] | None = None
         self._calls: dict[int, int] = {}
         self._micro_batch_key = 0
@@ -61,17 +67,24 @@ class Draws:
         self._originals: dict[str, Any] = {}
         self._keyed = keyed_functions(self, self._originals)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles begin anew; what is kept between steps are findings, not state."""
+        return _anew, (self.seed, None if self._device is None else str(self._device.device))
+
     def __enter__(self) -> Draws:
-        functions = vars(F)
-        for name in NAMES:
-            self._originals[name] = functions[name]
-        functions.update(self._keyed)
+        self._replace()
         self.remember()
         return self
 
     def __exit__(self, *error: object) -> None:
         vars(F).update(self._originals)
         self.give_back()
+
+    def _replace(self) -> None:
+        functions = vars(F)
+        for name in NAMES:
+            self._originals[name] = functions[name]
+        functions.update(self._keyed)
 
     def remember(self) -> None:
         """Keep the caller's generators as they are now."""
@@ -82,13 +95,15 @@ class Draws:
         self._set_state(self._saved)
 
     def pause(self) -> State:
-        """Give the generators back for a while; ``resume`` takes what this returns."""
+        """Give the generators and functions back for a while; ``resume`` takes what this returns."""
         running = self._state()
+        vars(F).update(self._originals)
         self.give_back()
         return running
 
     def resume(self, running: State) -> None:
         """Keep what the caller did to the generators, and go on where ``pause`` stopped."""
+        self._replace()
         self.remember()
         self._set_state(running)
 
@@ -107,6 +122,7 @@ class Draws:
         self._probed_shapes = None
         if self._calls:
             self._calls.clear()
+            self._seeding = True
         if not self._seeding:
             self._begun = self._saved
             return
@@ -127,11 +143,14 @@ class Draws:
 
     def moved(self) -> bool:
         """Whether the generators moved more, in this micro-batch, than the keyed calls account for."""
-        if not self._seeding:
-            return not self._calls and not self._as_found()
-        if self._device is not None and self._device.get_offset() != 0:
-            return True
-        self._reference.manual_seed(self._micro_batch_key)
+        if self._seeding:
+            if self._device is not None and self._device.get_offset() != 0:
+                return True
+            self._reference.manual_seed(self._micro_batch_key)
+        else:
+            if not self._calls or self._begun is None:
+                return not self._as_found()
+            self._reference.set_state(self._begun[0])
         if self._calls:
             torch.empty(len(self._calls), dtype=torch.int64).random_(generator=self._reference)
         before = self._cpu.get_state()
@@ -148,75 +167,132 @@ class Draws:
             return False
         return now[0].numpy().tobytes() == begun[0].numpy().tobytes()
 
-    def drop(self, lead: Shape, p: float, device: torch.device, of_weight: bool = False) -> Tensor:
-        """Return the boolean mask of one keyed call, True with probability ``p``, shape ``lead``."""
+    def drop(self, x: Tensor, lead: Shape, p: float) -> Tensor:
+        """Return the boolean mask of one keyed call on ``x``, True with probability ``p``, shape ``lead``."""
+        device = x.device
         if self._recording is not None:
-            self._recording.append(lead)
-            return torch.zeros(lead, dtype=torch.bool, device=device)
+            return self._record_call(x, lead)
         if self.unplaced:
             raise BatchError(
                 "dropout on several processes needs the samples' places in the whole batch, which this window does not "
                 "tell; say how many samples it holds: MicroBatches(iterator, samples=n), or step(window, position=p)"
             )
         call = self._call()
-        axis = self._axis(call, lead, of_weight)
+        place = self._place(call, lead, x.is_leaf and x.requires_grad)
         count = 1
         for length in lead:
             count *= length
-        start = 0 if axis is None else self._position * (count // self._samples)
+        start = 0 if place is None else self._position * (count // self._samples)
         bits = keys.random_bits(keys.key(self.seed, "dropout", self._step, call), start, count, device)
         dropped = (
             torch.lt(bits, min(round(p * 2**32), 2**32 - 1) - 2**31)
             if p < 1
             else torch.ones_like(bits, dtype=torch.bool)
         )
-        if not axis:
+        if place is None or place == (0, 1):
             return dropped.view(lead)
-        return dropped.view(lead[axis], *lead[:axis], *lead[axis + 1 :]).movedim(0, axis)
+        axis, times = place
+        rest = _without(lead, axis)
+        runs = dropped.view(self._samples, times, lead[axis] // self._samples // times, *rest).transpose(0, 1)
+        return runs.reshape(lead[axis], *rest).movedim(0, axis)
 
     def _call(self) -> int:
         """Which keyed call of the micro-batch this is, the same one when it is recomputed."""
         number = self._word.random_().item()
         return self._calls.setdefault(int(number), len(self._calls))
 
-    def _axis(self, call: int, lead: Shape, of_weight: bool) -> int | None:
-        """The samples' axis of a call's tensor; None where it has none (a dropped weight, say).
+    def _place(self, call: int, lead: Shape, of_weight: bool) -> Place | None:
+        """Where the samples are in a call's tensor; None where it has none (a dropped weight, say).
 
         Axis 0 where it is exactly as long as there are samples and no other axis is. Anything else (flattened
-        tokens, sequences first, a weight, a single sample, which any length is a multiple of) is decided by a probe.
+        tokens, sequences first, a weight, a single sample, which any length is a multiple of) is decided by a probe,
+        once per shape, or once where later shapes differ in that axis alone.
         """
-        if call in self._axes:
-            axis = self._axes[call]
-            if axis is None or (axis < len(lead) and lead[axis] % self._samples == 0):
-                return axis
-        plain = len(lead) > 0 and lead[0] == self._samples > 1 and self._samples not in lead[1:] and not of_weight
-        self._axes[call] = 0 if plain else self._probed(call, lead)
-        return self._axes[call]
+        samples = self._samples
+        if not of_weight and samples > 1 and lead.count(samples) == 1:
+            axis = lead.index(samples)
+            if axis == 0 or self._seen.get((call, len(lead)), (None,))[0] == (axis, 1):
+                return axis, 1
+        found = (call, samples, lead)
+        if found not in self._places:
+            (axis, times), rest = self._seen.get((call, len(lead)), ((0, 1), None))
+            if rest == _without(lead, axis) and lead[axis] % (samples * times) == 0 and not of_weight:
+                return axis, times
+            self._places[found] = self._probed(call, lead)
+        return self._places[found]
 
-    def _probed(self, call: int, lead: Shape) -> int | None:
-        """The axis whose length follows the number of samples."""
-        samples = self._samples - 1 if self._samples > 1 else 2
+    def _probed(self, call: int, lead: Shape) -> Place | None:
+        """The axis whose length follows the number of samples, and how it runs through them."""
+        samples = self._samples
+        other = samples - 1 if samples > 1 else 2
         if self._probed_shapes is None:
-            self._probed_shapes = self._record(samples)
+            self._probed_shapes = self._record(0, other)
         shapes = self._probed_shapes
-        if call < len(shapes) and len(shapes[call]) == len(lead):
-            for place, (length, other) in enumerate(zip(lead, shapes[call], strict=True)):
-                if length != other and length * samples == other * self._samples:
-                    return place
+        if call >= len(shapes) or len(shapes[call]) != len(lead):
+            return None
+        for axis, (length, probed) in enumerate(zip(lead, shapes[call], strict=True)):
+            if length != probed and length * other == probed * samples:
+                place = axis, self._times(call, axis, length // samples) if length > samples > 1 else 1
+                if samples > 1:
+                    self._seen[call, len(lead)] = place, _without(lead, axis)
+                return place
         return None
 
-    def _record(self, samples: int) -> list[Shape]:
-        """The shapes of all keyed calls of a forward with another number of samples."""
+    def _times(self, call: int, axis: int, ratio: int) -> int:
+        """How many times an axis of ``ratio`` entries per sample runs through all samples.
+
+        Once, if each sample's entries are neighbours (flattened tokens); ``ratio`` times, if the samples are
+        (flattened with the sequence first, views concatenated). Leaving out the first sample takes away its entries.
+        """
+        samples = self._samples
+        rows = self._rows_of(call, axis, 0)
+        fewer = self._rows_of(call, axis, 1)
+        if rows is None or fewer is None or len(rows) != ratio * samples or len(fewer) != ratio * (samples - 1):
+            return 1
+
+        def mismatch(times: int) -> float:
+            kept = rows.view(times, samples, -1)[:, 1:]
+            return float((kept - fewer.view(times, samples - 1, -1)).abs().sum())
+
+        return min((times for times in range(1, ratio + 1) if ratio % times == 0), key=mismatch)
+
+    def _rows_of(self, call: int, axis: int, first: int) -> Tensor | None:
+        """One number for each entry along ``axis`` of a call's tensor, without the samples before ``first``."""
+        self._watched, self._rows = (call, axis), None
+        try:
+            self._record(first, self._samples)
+        finally:
+            self._watched = None
+        return self._rows
+
+    def _record_call(self, x: Tensor, lead: Shape) -> Tensor:
+        assert self._recording is not None
+        if self._watched is not None and self._watched[0] == len(self._recording):
+            rows = x.detach().double().movedim(self._watched[1], 0).flatten(1)
+            self._rows = rows @ torch.arange(1.0, rows.shape[1] + 1, dtype=rows.dtype, device=rows.device).sin()
+        self._recording.append(lead)
+        return torch.zeros(lead, dtype=torch.bool, device=x.device)
+
+    def _record(self, first: int, stop: int) -> list[Shape]:
+        """The shapes of all keyed calls of a forward with the samples ``first … stop`` of this micro-batch."""
         assert self.probe is not None
         state = self._state()
         shapes: list[Shape] = []
         self._recording = shapes
         try:
-            self.probe(samples)
+            self.probe(first, stop)
         finally:
             self._recording = None
             self._set_state(state)
         return shapes
+
+
+def _without(shape: Shape, axis: int) -> Shape:
+    return shape[:axis] + shape[axis + 1 :]
+
+
+def _anew(seed: int, device: str | None) -> Draws:
+    return Draws(seed, torch.device(device or "cpu"))
 
 
 def _device_generator(device: torch.device) -> torch.Generator | None:

@@ -21,8 +21,8 @@ _ALPHA = 1.7580993408473766
 class Masks(Protocol):
     """Where the keyed masks come from."""
 
-    def drop(self, lead: tuple[int, ...], p: float, device: torch.device, of_weight: bool = False) -> Tensor:
-        """Return a boolean mask of shape ``lead``, True with probability ``p``; ``of_weight``: for a parameter."""
+    def drop(self, x: Tensor, lead: tuple[int, ...], p: float) -> Tensor:
+        """Return a boolean mask for the leading axes ``lead`` of ``x``, True with probability ``p``."""
         ...
 
 
@@ -37,7 +37,7 @@ def keyed_functions(masks: Masks, originals: dict[str, Any]) -> dict[str, Callab
             if not training or not 0 < p <= 1:
                 return originals[name](input, p, training, inplace)
             lead = lead_of(input)
-            drop = masks.drop(lead, p, input.device, input.is_leaf and input.requires_grad)
+            drop = masks.drop(input, lead, p)
             if len(lead) < input.ndim:
                 drop = drop.view(*lead, *(1,) * (input.ndim - len(lead)))
             return apply(input, drop, p, inplace)
@@ -97,10 +97,12 @@ def _attention(masks: Masks, originals: dict[str, Any]) -> Callable[..., Tensor]
         if attn_mask is not None:
             closed = attn_mask.dtype is torch.bool
             scores = scores.masked_fill(~attn_mask, -math.inf) if closed else scores + attn_mask
-        weights = torch.softmax(scores, -1)
-        if attn_mask is not None:  # a query that may look nowhere gets zeros, as torch's own gives
-            weights = weights.masked_fill((scores == -math.inf).all(-1, keepdim=True), 0)
-        drop = masks.drop(tuple(weights.shape), dropout_p, weights.device)
+        if attn_mask is None:
+            weights = torch.softmax(scores, -1)
+        else:  # a query that may look nowhere gets zeros, as torch's own gives, and no NaN in backward
+            blind = (scores == -math.inf).all(-1, keepdim=True)
+            weights = torch.softmax(scores.masked_fill(blind, 0), -1).masked_fill(blind, 0)
+        drop = masks.drop(weights, tuple(weights.shape), dropout_p)
         return _zero(weights, drop, dropout_p, inplace=False) @ value
 
     return scaled_dot_product_attention

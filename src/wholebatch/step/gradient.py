@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import math
+import numbers
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -74,7 +75,7 @@ class GradientAccumulator:
         first = losses[0] if isinstance(losses, tuple | list) else losses
         samples = len(first) if first.ndim else 0
         if not self._sums:
-            self.begin(self._trained([]), samples or 1)
+            self.begin(list(self._model.parameters()), samples or 1)
         self.add_sum(loss_sum, weight, samples)
 
     def apply(self, optimizer: Optimizer, *, clip_norm: float | None = None, nonfinite: str = "raise") -> StepReport:
@@ -91,13 +92,20 @@ class GradientAccumulator:
         check_clip_norm(clip_norm)
         check_nonfinite(nonfinite)
         check_optimizer(optimizer)
+        own = {id(parameter) for parameter in self._model.parameters()}
+        check_held(
+            optimizer,
+            own,
+            "the model that this accumulator was made for does not have; make it for a module that "
+            "holds everything that is trained, e.g. GradientAccumulator(nn.ModuleList([model, loss]))",
+        )
         if not self._sums:
-            self.begin(self._trained([]), 1)
+            self.reset()
         return self.finish(optimizer, clip_norm=clip_norm, nonfinite=nonfinite, where="this step")
 
     def reset(self) -> None:
         """Forget what was added since the last ``apply``."""
-        self.begin(self._trained([]), 1)
+        self.begin(list(self._model.parameters()), 1)
 
     # what Step calls: the same, with the counting done before
 
@@ -117,11 +125,8 @@ class GradientAccumulator:
             if parameter.dtype is torch.float16:
                 self._scale = 2.0 ** -math.ceil(math.log2(max(nominal, 1)))
 
-    def add_sum(self, loss_sum: Tensor, weight: Divisor, samples: int) -> None:
-        """Run backward on a sum and count its weight."""
-        self._sums.append(loss_sum.detach())
-        self._weights.append(weight)
-        self.samples += samples
+    def add_sum(self, loss_sum: Tensor, weight: Divisor | None, samples: int) -> None:
+        """Run backward on a sum and count its weight, unless that is None, being known to ``finish`` otherwise."""
         if loss_sum.requires_grad:
             (loss_sum if self._scale == 1.0 else loss_sum * self._scale).backward()
         elif not (isinstance(weight, int | float) and weight == 0):
@@ -129,6 +134,10 @@ class GradientAccumulator:
                 "the loss depends on no parameter that requires gradients; "
                 "is the model frozen, or was it called under torch.no_grad()?"
             )
+        self._sums.append(loss_sum.detach())
+        if weight is not None:
+            self._weights.append(weight)
+        self.samples += samples
 
     def finish(
         self,
@@ -165,7 +174,7 @@ class GradientAccumulator:
             if nonfinite == "raise":
                 raise NonFiniteError(self._blame(where))
             skipped = True
-        report = StepReport(sums, total, samples, micro_batches, skipped, parameters)
+        report = StepReport(sums, total, samples, micro_batches, skipped, gradients)
         self._report = weakref.ref(report)
         if not skipped:
             if clip_norm is not None:
@@ -174,8 +183,9 @@ class GradientAccumulator:
             optimizer.step()
         return report
 
-    def _trained(self, others: Iterable[Tensor]) -> list[Tensor]:
-        return [p for p in (*self._model.parameters(), *others) if p.requires_grad]
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: the last report stays with the original."""
+        return {**vars(self), "_report": None}
 
     def _blame(self, where: str) -> str:
         names = {id(p): name for name, p in self._model.named_parameters()}
@@ -227,8 +237,9 @@ def divide_(gradients: Sequence[Tensor], divisor: float, check: bool) -> bool:
     finite = True
     for (device, dtype), group in plain.items():
         if check and not dtype.is_complex:
-            found = torch.zeros((), device=device)
-            scale = torch.full((), 2.0 ** (1 - exponent) if power_of_two else 1.0, device=device)
+            found = torch.zeros((), dtype=torch.float32, device=device)
+            factor = 2.0 ** (1 - exponent) if power_of_two else 1.0
+            scale = torch.full((), factor, dtype=torch.float32, device=device)
             torch._amp_foreach_non_finite_check_and_unscale_(group, found, scale)
             finite = finite and not found.item()
             if power_of_two:
@@ -277,9 +288,19 @@ def check_optimizer(optimizer: Any) -> None:
         )
 
 
+def check_held(optimizer: Optimizer, own: Container[int], what: str) -> None:
+    """Refuse an optimizer that holds a parameter whose id is not in ``own``; ``what`` says the repair."""
+    for number, group in enumerate(optimizer.param_groups):
+        for parameter in group["params"]:
+            if id(parameter) not in own:
+                raise InputError(
+                    f"the optimizer's group {number} holds a parameter of shape {tuple(parameter.shape)} that {what}"
+                )
+
+
 def check_clip_norm(clip_norm: Any) -> None:
     """Refuse a norm to clip to that is not a positive number."""
-    if clip_norm is not None and not (isinstance(clip_norm, int | float) and clip_norm > 0):
+    if clip_norm is not None and not (isinstance(clip_norm, numbers.Real) and clip_norm > 0):
         raise ConfigError(f"clip_norm={clip_norm!r}; expected a positive number, or None for no clipping")
 
 

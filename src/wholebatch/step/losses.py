@@ -16,6 +16,7 @@ one of the above; a plain function is called ``f(model, batch)``.
 from __future__ import annotations
 
 import copy
+import numbers
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -44,12 +45,16 @@ class LossCall:
         """Return the weight of ``batch`` where its targets alone tell, else None."""
         return None
 
+    def cuttable(self, batch: Any) -> Any:
+        """Return ``batch`` in a form that can be cut along its samples."""
+        return batch
+
     def forward(self, model: nn.Module, piece: Any) -> Any:
         """Run the model on a micro-batch: on the first part of ``(inputs, *targets)``."""
         return call_model(model, piece)
 
-    def summed(self, output: Any, piece: Any, start: int, samples: int, weigh: bool) -> tuple[Tensor, Divisor]:
-        """Return (loss sum, weight) of the samples from ``start`` on; the weight may be 0 unless ``weigh``."""
+    def summed(self, output: Any, piece: Any, start: int, samples: int, weigh: bool) -> tuple[Tensor, Divisor | None]:
+        """Return (loss sum, weight) of the samples from ``start`` on; the weight may be None unless ``weigh``."""
         raise NotImplementedError
 
 
@@ -70,7 +75,7 @@ def bind(loss: Any) -> LossCall:
         )
     function, options = reductions.options_of_partial(loss)
     name = reductions.name_of_function(function)
-    return FunctionLoss(loss) if name is None else TorchLoss.of_function(name, function, options)
+    return FunctionLoss(loss) if name is None else TorchLoss.of_function(name, function, options, loss)
 
 
 def weighted_sum(value: Any) -> tuple[Tensor, Divisor]:
@@ -113,8 +118,9 @@ def _mean_times_weight(mean: Tensor, weight: Any) -> tuple[Tensor, Divisor]:
         if weight.numel() != 1:
             raise LossError(f"a scalar mean came with weights {_describe(weight)}; give the one weight it stands for")
         weight = weight.item()
-    if isinstance(weight, bool) or not isinstance(weight, int | float):
+    if isinstance(weight, bool) or not isinstance(weight, numbers.Real):
         raise LossError(f"a scalar mean came with {_describe(weight)}; give the number that the mean divided by")
+    weight = float(weight) if not isinstance(weight, int) else weight  # numpy's too
     if weight == 0:
         return torch.zeros((), dtype=mean.dtype, device=mean.device), 0
     return (mean.float() if mean.dtype in _HALF else mean) * weight, weight
@@ -160,12 +166,13 @@ class TorchLoss(LossCall):
     shows_output = True
 
     def __init__(
-        self, name: str, reduction: str, module: nn.Module | None, options: Mapping[str, Any], call: Callable[..., Any]
+        self, name: str, reduction: str, given: Any, options: Mapping[str, Any], call: Callable[..., Any]
     ) -> None:
         known = ("mean", "sum", "none", "batchmean") if name == "kl_div" else ("mean", "sum", "none")
         if reduction not in known:
             raise LossError(f"{name} with reduction={reduction!r}; expected one of {', '.join(known)}")
-        self.module = module
+        self.module = given if isinstance(given, nn.Module) else None
+        self._given = given
         self.whole_weight = 1 if reduction == "sum" else None
         self._name = name
         self._rule = reductions.RULES[name]
@@ -182,26 +189,43 @@ class TorchLoss(LossCall):
             copies[reduction] = copy.copy(module)
             copies[reduction].reduction = reduction  # type: ignore[assignment]
 
+        now = vars(module)
+
         def call(reduction: str, sliced: dict[str, Tensor] | None) -> Callable[..., Any]:
-            if sliced is None:
-                return copies[reduction]
-            part = copy.copy(copies[reduction])
-            part._buffers = {**part._buffers, **sliced}
+            part = copies[reduction]
+            vars(part).update(now, reduction=reduction)  # options may have changed since
+            if sliced is not None:
+                vars(part)["_buffers"] = {**part._buffers, **sliced}
             return part
 
         return cls(name, str(module.reduction), module, _Attributes(module), call)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles bind anew."""
+        return bind, (self._given,)
+
     @classmethod
-    def of_function(cls, name: str, function: Callable[..., Any], options: dict[str, Any]) -> TorchLoss:
+    def of_function(cls, name: str, function: Callable[..., Any], options: dict[str, Any], given: Any) -> TorchLoss:
         """Read a function's keyword arguments."""
         reduction = reductions.legacy_reduction(options, function)
         options.pop("reduction", None)
 
         def call(reduction: str, sliced: dict[str, Tensor] | None) -> Callable[..., Any]:
-            given = {**options, **(sliced or {})}
-            return lambda *arguments: function(*arguments, reduction=reduction, **given)
+            chosen = {**options, **(sliced or {})}
+            return lambda *arguments: function(*arguments, reduction=reduction, **chosen)
 
-        return cls(name, reduction, None, options, call)
+        return cls(name, reduction, given, options, call)
+
+    def cuttable(self, batch: Any) -> Any:
+        """Give CTC's lengths as tensors, and its targets one row per sample where they are concatenated."""
+        if self._name != "ctc_loss" or not isinstance(batch, tuple | list) or len(batch) != 4:
+            return batch
+        inputs, targets, *lengths = batch
+        input_lengths, target_lengths = (torch.as_tensor(item) for item in lengths)
+        if isinstance(targets, Tensor) and targets.ndim == 1 and int(target_lengths.sum()) == len(targets):
+            rows = targets.split(target_lengths.tolist())
+            targets = nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
+        return inputs, targets, input_lengths, target_lengths
 
     def ahead(self, batch: Any) -> Divisor | None:
         """Return the class weight of all targets at once, where the targets are classes."""
@@ -220,7 +244,7 @@ class TorchLoss(LossCall):
         except (IndexError, RuntimeError):  # a label without a class: the loss itself says so
             return None
 
-    def summed(self, output: Any, piece: Any, start: int, samples: int, weigh: bool) -> tuple[Tensor, Divisor]:
+    def summed(self, output: Any, piece: Any, start: int, samples: int, weigh: bool) -> tuple[Tensor, Divisor | None]:
         """Call torch's loss for its sum and count what its mean would have divided by."""
         arguments = _arguments(output, piece)
         asked = self._asked(arguments)
@@ -238,7 +262,7 @@ class TorchLoss(LossCall):
             result = self._rule.scale(arguments, result)
         loss_sum = _sum(result) if asked == "none" else result
         if not weigh or self.whole_weight is not None:
-            return loss_sum, 0
+            return loss_sum, None
         if self._reduction == "none":
             return loss_sum, result.numel()
         if self._reduction == "batchmean":

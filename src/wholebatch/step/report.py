@@ -22,9 +22,9 @@ class StepReport:
 
     __slots__ = (
         "__weakref__",
+        "_gradients",
         "_loss",
         "_norm",
-        "_parameters",
         "_sums",
         "micro_batches",
         "samples",
@@ -41,12 +41,12 @@ class StepReport:
         samples: int,
         micro_batches: int,
         skipped: bool,
-        parameters: Sequence[Tensor],
+        gradients: Sequence[Tensor],
     ) -> None:
         self._sums = sums
         self._loss: float | None = None
         self._norm: float | Tensor | None = None
-        self._parameters: Sequence[Tensor] = parameters
+        self._gradients: Sequence[Tensor] = gradients
         self.weight = weight
         self.samples = samples
         self.micro_batches = micro_batches
@@ -78,8 +78,8 @@ class StepReport:
     def settle(self) -> None:
         """Work the norm out while the gradient is still there; the next step calls this."""
         if self._norm is None:
-            self._norm = norm_of([p.grad for p in self._parameters if p.grad is not None])
-        self._parameters = ()
+            self._norm = norm_of(self._gradients)
+        self._gradients = ()
 
     def __repr__(self) -> str:
         return (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,17 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from wholebatch.core import cuts, processes, tree
 from wholebatch.core.errors import BatchError, ConfigError, InputError, InputTypeError, PromiseWarning
 from wholebatch.schedule import attach
 from wholebatch.step import losses
 from wholebatch.step.draws import Draws
-from wholebatch.step.gradient import GradientAccumulator, check_clip_norm, check_nonfinite, check_optimizer
+from wholebatch.step.gradient import GradientAccumulator, check_clip_norm, check_held, check_nonfinite, check_optimizer
 from wholebatch.step.over_processes import raise_together, same_start
 from wholebatch.step.report import StepReport
-from wholebatch.step.unkeyed import layers_that_draw, unchanged_buffers
+from wholebatch.step.unkeyed import PowerIterations, layers_that_draw, unchanged_buffers
 from wholebatch.step.window import MicroBatches
 
 _BatchNorm = nn.modules.batchnorm._BatchNorm
@@ -100,10 +101,14 @@ class Step:
         self._schedule = _scheduler(schedule, optimizer)
         self._others = self._check_parameters()
         self._device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        self._groups = len(optimizer.param_groups)
         self._draws = Draws(seed, self._device) if dropout == "keyed" else None
-        self._autocast = (
-            torch.autocast(self._device.type, torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
-        )
+        self._power = PowerIterations(model)
+        self._by_frequency = [
+            name
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.scale_grad_by_freq
+        ]
         self._batch_norms = [(name, m) for name, m in model.named_modules() if isinstance(m, _BatchNorm)]
         self._half = any(p.dtype is torch.float16 for p in model.parameters())  # its sums are scaled alike everywhere
         self._told: set[str] = set()
@@ -124,6 +129,8 @@ class Step:
         cut, error = self._attempt(lambda: self._cut(batch))
         weight, samples, pieces = (None, 0, iter(())) if error is not None else cut
         position, nominal = self._place(samples, position, error)
+        if len(self.optimizer.param_groups) != self._groups:
+            self._others, self._groups = self._check_parameters(), len(self.optimizer.param_groups)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self._accumulator.begin(parameters + self._others if self._others else parameters, nominal)
         if error is None:
@@ -174,6 +181,7 @@ class Step:
         """The weight where the targets tell it, the samples where they are known, and (start, samples, piece)."""
         if isinstance(batch, MicroBatches):
             return None, batch.samples, self._pieces_of_window(batch)
+        batch = self._loss.cuttable(batch) if self._axis == 0 else batch
         samples = tree.count(batch, self._axis)
         return self._loss.ahead(batch) if self._axis == 0 else None, samples, self._pieces(batch, samples, 0)
 
@@ -189,6 +197,7 @@ class Step:
     def _pieces_of_window(self, window: MicroBatches) -> Iterator[tuple[int, int, Any]]:
         start = 0
         for piece in self._outside(window):
+            piece = self._loss.cuttable(piece) if self._axis == 0 else piece
             samples = tree.count(piece, self._axis)
             yield from self._pieces(piece, samples, start)
             start += samples
@@ -197,9 +206,10 @@ class Step:
 
     def _outside(self, pieces: MicroBatches) -> Iterator[Any]:
         """Ask for each piece under the caller's generators, which its loader may draw from."""
-        iterator, draws = iter(pieces), self._draws
+        iterator, draws = None, self._draws
         while True:
             running = draws.pause() if draws is not None else None
+            iterator = iter(pieces) if iterator is None else iterator  # a loader draws its seed here
             piece = next(iterator, self)
             if draws is not None:
                 draws.resume(running)
@@ -251,7 +261,7 @@ class Step:
         piece: Any = None
         for start, samples, piece in pieces:
             draws.micro_batch(self.calls, position + start, samples)
-            draws.probe = lambda count, piece=piece, samples=samples: self._probe(piece, samples, count)
+            draws.probe = functools.partial(self._probe, piece, samples)
             self._run(piece, start, samples, weigh)
         draws.probe = None
         if samples and draws.unkeyed() and "draws" not in self._told:  # the last micro-batch stands for all
@@ -260,29 +270,41 @@ class Step:
     def _run(self, piece: Any, start: int, samples: int, weigh: bool) -> None:
         if self._batch_norms and (start or self._processes.size > 1) and "batch norm" not in self._told:
             self._tell_batch_norm()
+        if self._by_frequency and (start or self._processes.size > 1) and "frequency" not in self._told:
+            self._tell_frequency()
+        if self._power.vectors:
+            self._power.micro_batch(first=start == 0)
         if self._device.type != "cpu":
             piece = tree.to_device(piece, self._device)
-        with self._autocast:
+        with self._autocast():
             output = self._loss.forward(self.model, piece)
             loss_sum, weight = self._loss.summed(output, piece, start, samples, weigh)
         if self.watch is not None and self._loss.shows_output:
             self.watch(tree.map_tensors(Tensor.detach, output), *piece[1:])
         self._accumulator.add_sum(loss_sum, weight, samples)
 
-    def _probe(self, piece: Any, samples: int, count: int) -> None:
-        """Run the model on ``count`` samples for the shapes alone."""
-        less = count < samples
-        other = tree.cut(piece, 0, count, samples, self._axis) if less else tree.double(piece, self._axis)
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """A new one each time: a context of autocast that is entered again while it is open never closes."""
+        bf16 = self.precision == "bf16"
+        return torch.autocast(self._device.type, torch.bfloat16) if bf16 else contextlib.nullcontext()
+
+    def _probe(self, piece: Any, samples: int, first: int, stop: int) -> None:
+        """Run the model on the samples ``first … stop`` for what its keyed calls see; on two where there is one."""
+        less = stop <= samples
+        other = tree.cut(piece, first, stop, samples, self._axis) if less else tree.double(piece, self._axis)
         if self._device.type != "cpu":
             other = tree.to_device(other, self._device)
-        with torch.no_grad(), self._autocast, unchanged_buffers(self.model), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # reentrant checkpointing says that nothing needs gradients here
-            self._loss.forward(self.model, other)
+        try:
+            with torch.no_grad(), self._autocast(), unchanged_buffers(self.model), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # reentrant checkpointing says that nothing needs gradients here
+                self._loss.forward(self.model, other)
+        finally:
+            torch.clear_autocast_cache()  # casts of weights made here know no gradients
 
     # what breaks the promise is said once ------------------------------------------------------------
 
     def _tell_batch_norm(self) -> None:
-        names = [name for name, module in self._batch_norms if module.training]
+        names = [name for name, module in self._batch_norms if module.training or module.running_mean is None]
         if names:
             self._told.add("batch norm")
             _warn(
@@ -291,6 +313,14 @@ class Step:
                 "micro_batch as large as the batch"
             )
 
+    def _tell_frequency(self) -> None:
+        self._told.add("frequency")
+        _warn(
+            f"{_listed(self._by_frequency)} divide gradients by how often an index occurs in the micro-batch "
+            "(scale_grad_by_freq=True), so the result depends on micro_batch. Ways out: scale_grad_by_freq=False; or "
+            "micro_batch as large as the batch"
+        )
+
     def _tell_draws(self, piece: Any, position: int, samples: int) -> None:
         draws = self._draws
         assert draws is not None
@@ -298,7 +328,7 @@ class Step:
 
         def forward() -> None:
             moved = tree.to_device(piece, self._device)
-            with self._autocast:
+            with self._autocast():
                 self._loss.summed(self._loss.forward(self.model, moved), moved, position, samples, False)
 
         def mark() -> None:
@@ -320,18 +350,24 @@ class Step:
         own = {id(p): p for p in self.model.parameters()}
         if self._loss.module is not None:
             own.update({id(p): p for p in self._loss.module.parameters()})
-        for number, group in enumerate(self.optimizer.param_groups):
-            for parameter in group["params"]:
-                if own.pop(id(parameter), None) is None:
-                    raise InputError(
-                        f"the optimizer's group {number} holds a parameter of shape {tuple(parameter.shape)} that "
-                        "neither the model nor the loss has; its gradient would not be summed. Make the optimizer from "
-                        "this model's parameters()"
-                    )
-        return list(own.values())
+        check_held(
+            self.optimizer,
+            own,
+            "neither the model nor the loss has; its gradient would not be summed. Make the optimizer from this model's "
+            "parameters()",
+        )
+        held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        return [parameter for number, parameter in own.items() if number not in held]
 
 
 def _scheduler(schedule: Any, optimizer: Optimizer) -> LRScheduler | None:
+    if isinstance(schedule, ReduceLROnPlateau):
+        raise InputTypeError(
+            "ReduceLROnPlateau has to be told a metric, which a step does not know; call its step(metric) yourself "
+            "after each evaluation, and leave schedule=None"
+        )
+    if isinstance(schedule, LRScheduler) and getattr(schedule, "optimizer", optimizer) is not optimizer:
+        raise InputError(f"the {type(schedule).__name__} is attached to another optimizer than the step's")
     if schedule is None or isinstance(schedule, LRScheduler):
         return schedule
     if not callable(schedule):

@@ -7,7 +7,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+from torch.nn.utils.spectral_norm import SpectralNorm
 
 from wholebatch.step.draws import Draws
 
@@ -52,6 +54,31 @@ def layers_that_draw(model: nn.Module, forward: Callable[[], Any], draws: Draws,
         for handle in handles:
             handle.remove()
     return found
+
+
+class PowerIterations:
+    """The vectors of spectral norm, which every forward in training mode moves by one power iteration.
+
+    A whole batch moves them once, so that every micro-batch of a window has to start from the same ones.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.vectors: list[Tensor] = []
+        for module in model.modules():
+            if isinstance(module, parametrizations._SpectralNorm):
+                self.vectors += [getattr(module, name) for name in ("_u", "_v") if hasattr(module, name)]
+            for hook in module._forward_pre_hooks.values():
+                if isinstance(hook, SpectralNorm):
+                    self.vectors += [getattr(module, f"{hook.name}_{letter}") for letter in "uv"]
+        self._begun: list[Tensor] = []
+
+    def micro_batch(self, first: bool) -> None:
+        """Keep the vectors at the window's beginning, put them back at every later micro-batch's."""
+        if first:
+            self._begun = [vector.clone() for vector in self.vectors]
+        with torch.no_grad():
+            for vector, begun in zip(self.vectors, self._begun, strict=True):
+                vector.copy_(begun)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ class MicroBatches:
     """A window given as an iterator of micro-batches; only one of them is in memory at a time.
 
     ``samples`` says how many samples all of them hold, where that is known. A piece larger than the
-    step's ``micro_batch`` is cut.
+    step's ``micro_batch`` is cut. A list or a loader can be used again, an iterator is used up by one step.
 
     >>> window = MicroBatches(iter([[1, 2], [3]]), samples=3)
     >>> list(window)
@@ -24,15 +24,12 @@ class MicroBatches:
     """
 
     def __init__(self, iterator: Iterable[Any], samples: int | None = None) -> None:
-        try:
-            self._pieces = iter(iterator)
-        except TypeError:
-            raise InputTypeError(
-                f"MicroBatches takes an iterator of micro-batches; got {type(iterator).__name__}"
-            ) from None
+        if not (isinstance(iterator, Iterable) or hasattr(iterator, "__getitem__")):
+            raise InputTypeError(f"MicroBatches takes an iterator of micro-batches; got {type(iterator).__name__}")
+        self._pieces = iterator
         if samples is not None and samples < 0:
             raise BatchError(f"MicroBatches(samples={samples}); a number of samples is 0 or more")
         self.samples = samples
 
     def __iter__(self) -> Iterator[Any]:
-        return self._pieces
+        return iter(self._pieces)

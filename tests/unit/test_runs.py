@@ -1,0 +1,225 @@
+"""Runs of a configuration: the folder, the promise at the end, and evaluating it again."""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import wholebatch as wb
+from wholebatch import config, runs
+from wholebatch.display import read_history
+
+FEW = {"epochs": "2", "batch_size": "512", "micro_batch": "128"}
+
+
+@pytest.fixture
+def in_tmp(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def settings(*words):
+    given = {**FEW, **dict(word.split("=", 1) for word in words)}
+    return config.load("digits", overrides=[f"{key}={value}" for key, value in given.items()])
+
+
+def train(*words):
+    """Train digits; return the history, the lines that were written, and the folder."""
+    stream = io.StringIO()
+    history = runs.train_recipe(settings(*words), stream=stream)
+    lines = stream.getvalue().splitlines()
+    assert lines[-1].startswith("run: ")
+    return history, lines, Path(lines[-1].removeprefix("run: "))
+
+
+def promise(line):
+    """The micro-batches and the difference that the promise names."""
+    found = re.fullmatch(
+        r"the last step made once more, in micro-batches of (\d+) instead of (\d+): "
+        r"its gradient differs by (\S+) of its norm",
+        line,
+    )
+    assert found, line
+    return int(found[1]), int(found[2]), float(found[3])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("trained"))
+        history, lines, folder = train("log_every=2")
+        return history, lines, folder.resolve()
+
+
+def test_a_run_leaves_its_folder(trained):
+    history, lines, folder = trained
+    assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*")) == [
+        "checkpoints",
+        "checkpoints/weights.pt",
+        "config.yaml",
+        "curves.png",
+        "curves.svg",
+        "history.jsonl",
+    ]
+    assert re.fullmatch(r"digits-\d{8}-\d{6}", folder.name)
+    assert folder.parent.name == "runs"
+    assert read_history(folder).records == history.records
+    assert config.load_run(folder) == settings("log_every=2")
+    assert len(lines) == 4
+    assert "2/2" in lines[1]
+
+
+def test_the_last_step_is_exact(trained):
+    other, micro, difference = promise(trained[1][2])
+    assert (other, micro) == (51, 128)
+    assert 0 < difference < 1e-5
+
+
+def test_evaluating_gives_what_the_history_says_to_the_last_bit(trained):
+    history, _, folder = trained
+    last = history.last("test")
+    found = runs.evaluate_run(folder, [])
+    assert (found["accuracy"], found["loss"]) == (last["accuracy"], last["loss"])
+    assert runs.evaluate_run(folder, ["batch_size=100", "micro_batch=9"])["accuracy"] == last["accuracy"]
+
+
+def copy(folder, to):
+    to.mkdir()
+    (to / "checkpoints").mkdir()
+    for name in ("config.yaml", "checkpoints/weights.pt"):
+        (to / name).write_bytes((folder / name).read_bytes())
+    return to
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-2000])
+
+
+class Stranger:
+    """What a file of weights must not hold."""
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (cut, "weights.pt is damaged"),
+        (lambda path: path.write_bytes(b""), "weights.pt is damaged"),
+        (lambda path: path.write_bytes(b"hello"), "weights.pt is damaged"),
+        (lambda path: torch.save(Stranger(), path), "weights.pt is damaged, or no file of weights"),
+        (lambda path: torch.save([1, 2], path), "does not fit the model small_cnn"),
+        (lambda path: torch.save({}, path), "does not fit the model small_cnn.*Missing key"),
+        (lambda path: path.unlink(), "holds no checkpoints/weights.pt; did its training end"),
+        (lambda path: (path.unlink(), path.mkdir()), "cannot be read"),
+        (lambda path: (path.parent.parent / "config.yaml").unlink(), "no config.yaml"),
+        (lambda path: (path.parent.parent / "config.yaml").write_text("lr: [1"), "config.yaml"),
+    ],
+)
+def test_a_damaged_run_is_one_clear_error(trained, tmp_path, damage, named):
+    folder = copy(trained[2], tmp_path / "run")
+    damage(folder / runs.WEIGHTS)
+    with pytest.raises(wb.InputError, match=named) as caught:
+        runs.evaluate_run(folder, [])
+    assert len(str(caught.value)) < 500
+
+
+def test_weights_of_another_model_are_refused(trained):
+    with pytest.raises(wb.RunFolderError, match="does not fit the model mlp"):
+        runs.evaluate_run(trained[2], ["model=mlp"])
+
+
+def test_runs_of_the_same_second_have_folders_of_their_own(in_tmp, monkeypatch):
+    class Frozen(runs.datetime):
+        @classmethod
+        def now(cls):
+            return cls(2026, 1, 2, 3, 4, 5)
+
+    monkeypatch.setattr(runs, "datetime", Frozen)
+    same = settings()
+    with runs._folder(same) as first, runs._folder(same) as second, runs._folder(same) as third:
+        assert [path.name for path in (first, second, third)] == [
+            "digits-20260102-030405",
+            "digits-20260102-030405-2",
+            "digits-20260102-030405-3",
+        ]
+    assert list(in_tmp.iterdir()) == []  # they stayed empty
+
+
+@pytest.mark.parametrize(
+    ("words", "cut_as"),
+    [
+        (["epochs=1", "batch_size=2000", "micro_batch=auto", "schedule.warmup_steps=0"], "whole"),  # one step
+        (["epochs=1", "batch_size=700"], "last"),
+        (["epochs=1", "batch_size=700", "micro_batch=auto"], "last"),
+        (["accumulation_steps=4", "micro_batch=auto", "precision=bf16"], None),
+    ],
+)
+def test_the_promise_names_what_really_was_cut(in_tmp, words, cut_as):
+    _, lines, folder = train(*words)
+    other, micro, difference = promise(lines[-2])
+    samples = len(wb.data.digits("train"))
+    if cut_as == "whole":
+        assert (micro, other) == (samples, round(0.4 * samples))
+    elif cut_as == "last":
+        rest = samples % 700
+        assert micro == (128 if "micro_batch=auto" not in words else rest)
+    assert 0 < difference < (1e-5 if cut_as else 3e-2)
+    assert folder.parent == Path("runs")
+
+
+def test_the_promise_is_honest_where_the_model_breaks_it(in_tmp, monkeypatch):
+    from torch import nn
+
+    def broken(given):
+        parts = build(given)
+        body = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.Linear(64, 10))
+        object.__setattr__(parts, "model", body)
+        object.__setattr__(parts, "optimizer", torch.optim.SGD(body.parameters(), lr=0.1))
+        return parts
+
+    build = runs.build
+    monkeypatch.setattr(runs, "build", broken)
+    with pytest.warns(wb.PromiseWarning, match="batch norm") as told:
+        _, lines, _ = train("micro_batch=128")
+    assert promise(lines[-2])[2] > 1e-3
+    assert len([w for w in told if issubclass(w.category, wb.PromiseWarning)]) == 1  # training said it already
+    with pytest.warns(wb.PromiseWarning, match="batch norm"):
+        _, lines, _ = train("micro_batch=auto")  # here it did not
+    assert promise(lines[-2])[2] > 1e-3
+
+
+def test_a_last_step_of_one_sample_says_so(in_tmp):
+    samples = len(wb.data.digits("train"))
+    _, lines, _ = train("epochs=1", f"batch_size={samples - 1}", "micro_batch=500", "schedule.warmup_steps=0")
+    assert lines[-2] == "the last step had one sample, so it cannot be made once more in other micro-batches"
+
+
+@pytest.mark.parametrize(
+    "words", [["run_dir=file/run"], ["device=cuda:77"], ["model=mlp", "model.hidden=0"], ["optimizer.momentun=1"]]
+)
+def test_wrong_input_leaves_nothing(in_tmp, words):
+    (in_tmp / "file").write_text("")
+    with pytest.raises(wb.InputError):
+        train(*words)
+    assert [path.name for path in in_tmp.iterdir()] == ["file"]
+
+
+def test_a_file_where_the_folder_of_runs_should_be(in_tmp):
+    (in_tmp / "runs").write_text("mine")
+    with pytest.raises(wb.RunFolderError, match="run_dir="):
+        train()
+    assert (in_tmp / "runs").read_text() == "mine"
+
+
+def test_weights_that_cannot_be_written_are_one_clear_error(in_tmp, monkeypatch):
+    def full(path, data):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(runs, "write_bytes", full)
+    with pytest.raises(wb.RunFolderError, match=r"weights\.pt cannot be written: No space left"):
+        train("epochs=1")
+    (folder,) = (in_tmp / "runs").iterdir()
+    assert len(read_history(folder)) == 2
