@@ -300,7 +300,7 @@ def check_held(optimizer: Optimizer, own: Container[int], what: str) -> None:
 
 def check_clip_norm(clip_norm: Any) -> None:
     """Refuse a norm to clip to that is not a positive number."""
-    if clip_norm is not None and not (isinstance(clip_norm, numbers.Real) and clip_norm > 0):
+    if clip_norm is not None and not (isinstance(clip_norm, numbers.Real) and float(clip_norm) > 0):
         raise ConfigError(f"clip_norm={clip_norm!r}; expected a positive number, or None for no clipping")
 
 

@@ -353,8 +353,8 @@ class Step:
         check_held(
             self.optimizer,
             own,
-            "neither the model nor the loss has; its gradient would not be summed. Make the optimizer from this model's "
-            "parameters()",
+            "neither the model nor the loss has; its gradient would not be summed. Make the optimizer from this "
+            "model's parameters()",
         )
         held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
         return [parameter for number, parameter in own.items() if number not in held]
