@@ -7,30 +7,14 @@ and other processes do not count.
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
+from benchmarks.timing import one_thread, ratio
 from wholebatch import Accumulator, Accuracy, Mean
 
 CALLS = 2000
 ROUNDS = 41
-
-
-def seconds(work: Callable[[], object]) -> float:
-    begin = time.thread_time()
-    work()
-    return time.thread_time() - begin
-
-
-def ratio(ours: Callable[[], object], bare: Callable[[], object], rounds: int = ROUNDS) -> float:
-    """The median time of ``ours`` divided by that of ``bare``."""
-    ours(), bare()
-    times = [(seconds(ours), seconds(bare)) for _ in range(rounds)]
-    return statistics.median(a for a, _ in times) / statistics.median(b for _, b in times)
 
 
 def mean() -> float:
@@ -48,7 +32,7 @@ def mean() -> float:
             total += loss
         return total.item() / CALLS
 
-    return ratio(ours, bare)
+    return ratio(ours, bare, ROUNDS)
 
 
 def three_sums() -> float:
@@ -68,7 +52,7 @@ def three_sums() -> float:
             samples += n
         return [losses.item(), hits.item(), samples]
 
-    return ratio(ours, bare)
+    return ratio(ours, bare, ROUNDS)
 
 
 def accuracy() -> float:
@@ -92,18 +76,14 @@ def accuracy() -> float:
                 n += len(targets)
         return correct.item() / n
 
-    return ratio(ours, bare)
+    return ratio(ours, bare, ROUNDS)
 
 
 def run() -> list[tuple[str, float, float]]:
     """Return (claim, measured ratio, bar) for each claim."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         return [
             ("Mean.add(value) to total += loss", mean(), 2.5),
             ("three named sums to the bare in-place code", three_sums(), 1.2),
             ("Accuracy.add, 256 x 10, to argmax-compare-sum", accuracy(), 1.1),
         ]
-    finally:
-        torch.set_num_threads(threads)

@@ -43,10 +43,13 @@ _HOME = {
     "ConfigError": "core.errors",
     "DataError": "core.errors",
     "RunFolderError": "core.errors",
+    "PeerError": "core.errors",
+    "CheckpointError": "core.errors",
+    "FencedError": "core.errors",
     "NonFiniteError": "core.errors",
     "PromiseWarning": "core.errors",
 }
-_MODULES = ("data", "models")
+_MODULES = ("data", "models", "parallel")
 
 __all__ = ["__version__", *_HOME, *_MODULES]
 
@@ -70,3 +73,4 @@ def __dir__() -> list[str]:
 if TYPE_CHECKING:
     from wholebatch import data as data
     from wholebatch import models as models
+    from wholebatch import parallel as parallel

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from wholebatch import loop
+from wholebatch import parallel as parallel_processes
 from wholebatch import schedule as schedules
 from wholebatch.core.errors import ConfigError, InputError, nearest
 from wholebatch.core.record import History, Observer, RunShape
@@ -60,9 +61,14 @@ def train(
 ) -> History:
     """Train ``model`` and return the history.
 
+    Under torchrun all processes call it, with the same arguments: they join by themselves, share every batch, and the
+    result is that of one process. The first one prints, writes, and tells the observers.
+
     Args:
-        model: any module; moved to ``device``.
-        data: ``(inputs, targets)`` as tensors or arrays, a ``Dataset``, a ``DataLoader`` or a ``BatchLoader``.
+        model: any module; moved to ``device``. One in evaluation mode is trained in training mode, one in training
+            mode keeps the layers that are not (a frozen batch norm); all modes are given back.
+        data: ``(inputs, targets)`` as tensors or arrays (the inputs may be a dict or list of them), a ``Dataset``, an
+            ``IterableDataset``, a ``DataLoader`` or a ``BatchLoader``.
         loss: what :class:`wholebatch.Step` takes.
         optimizer: an optimizer of the model's parameters, or a callable that makes one of them.
         batch_size: samples of one optimizer step: 512, or the loader's own.
@@ -73,8 +79,8 @@ def train(
         accumulation_steps: in place of ``micro_batch``: how many micro-batches make a batch.
         precision: "fp32" (the model's own dtype) or "bf16" (autocast).
         clip_norm: the largest norm of the finished gradient.
-        eval_data: evaluated after every epoch.
-        metrics: a metric or a dict of them; None counts accuracy where the targets are classes.
+        eval_data: evaluated after every epoch, as many samples at once as training has.
+        metrics: a metric or a dict of them (copies are fed); None counts accuracy where the targets are classes.
         seed: of order, augmentation and dropout.
         device: "auto" takes the GPU where there is one.
         run_dir: a folder for history and curves; without it nothing is written.
@@ -100,6 +106,7 @@ def train(
         hint = nearest(str(schedule_unit), ("step", "epoch"))
         raise ConfigError(f"schedule_unit={schedule_unit!r}; expected 'step' or 'epoch'{hint}")
     check_model(model)
+    processes = parallel_processes.init()
     loader = _loader(data, batch_size, seed, shuffle=True)
     micro_batch = _micro_batch(micro_batch, accumulation_steps, loader.batch_size)
     where = _device(device, model)
@@ -120,9 +127,10 @@ def train(
     test = None if eval_data is None else _evaluation(model, eval_data, loss, copy.deepcopy(metrics), at_once, where)
     shape = _shape(loader, epochs, where, run_dir, test is not None)
     _warn_of_short_schedule(schedule, shape, schedule_unit)
-    shown = choose(sys.stdout) if display else Observer()
-    kept = [RunFolder(run_dir, say=shown.message if display else None)] if run_dir is not None else []
-    watching = [*([shown] if display else []), *kept, *observers]
+    first = processes.rank == 0  # one process prints and writes
+    shown = choose(sys.stdout) if display and first else Observer()
+    kept = [RunFolder(run_dir, say=shown.message if display else None)] if run_dir is not None and first else []
+    watching = [shown, *kept, *observers]
     return loop.train(
         step,
         loader,
@@ -151,8 +159,10 @@ def evaluate(
     Args:
         model: any module.
         data: what :func:`train` takes.
-        metrics: a metric or a dict of them; None counts accuracy where the targets are classes.
-        loss: what :class:`wholebatch.Step` takes; its weighted mean is ``"loss"`` in the result.
+        metrics: a metric or a dict of them, reset first and readable afterwards; None counts accuracy where the
+            targets are classes.
+        loss: what :class:`wholebatch.Step` takes; its weighted mean is ``"loss"`` in the result (the sum over all
+            data where the loss is a sum).
         batch_size: samples of one forward: 512, or the loader's own.
         device: "auto" is where the model is.
 
@@ -167,6 +177,7 @@ def evaluate(
     {'accuracy': 0.75, 'samples': 4.0}
     """
     check_model(model)
+    parallel_processes.init()
     own = next((p.device for p in model.parameters()), torch.device("cpu"))
     where = own if device == "auto" else _device(device, model)
     model.to(where)

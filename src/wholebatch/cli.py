@@ -144,9 +144,8 @@ def _train(words: list[str], files: list[Path], processes: int | None) -> None:
         check_names(config)
         given = [word for file in files for word in ("-c", str(file))]
         sys.exit(launch(["train", *words, *given], processes))
-    from wholebatch import parallel, runs
+    from wholebatch import runs
 
-    parallel.init()
     runs.train_recipe(config)
 
 
@@ -297,6 +296,8 @@ def _parse(words: list[str]) -> Any:
 
 def _fail(message: str, code: int) -> int:
     """Print one line to stderr, with the process's number where there are several, and return ``code``."""
+    if code == TERMINATED and "TORCHELASTIC_RUN_ID" in os.environ:
+        return code  # stopped by the launcher, since another process failed, which has said why
     process = (
         f"process {os.environ[_RANK]}: " if os.environ.get("WORLD_SIZE", "1") != "1" and _RANK in os.environ else ""
     )

@@ -5,18 +5,18 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TextIO
 
 import torch
 
-from wholebatch import api, config, loop
+from wholebatch import api, config, loop, parallel
 from wholebatch.config.build import Parts, build
 from wholebatch.config.schema import Config
 from wholebatch.core.errors import InputError, RunFolderError
-from wholebatch.core.record import History
+from wholebatch.core.record import History, Observer
 from wholebatch.data import BatchLoader
 from wholebatch.display import RunFolder, choose, write_bytes
 
@@ -29,10 +29,12 @@ def train_recipe(settings: Config, *, stream: TextIO | None = None) -> History:
     Raises:
         InputError: the configuration, the data or the run folder cannot be used; nothing is left behind.
     """
-    display = choose(stream or sys.stdout)
-    with _folder(settings) as folder:
+    first = parallel.init().rank == 0
+    display = choose(stream or sys.stdout) if first else Observer()
+    with _folder(settings) if first else nullcontext(Path()) as folder:
         kept = RunFolder(folder, texts={"config.yaml": config.to_yaml(settings)}, say=display.message)
-        kept.check()
+        if first:
+            kept.check()
         parts = build(settings)
         last = loop.LastStep(parts.model)
         history = api.train(
@@ -54,7 +56,8 @@ def train_recipe(settings: Config, *, stream: TextIO | None = None) -> History:
             observers=[display, kept, last],
             display=False,
         )
-        _save_weights(parts, folder)
+        if first:
+            _save_weights(parts, folder)
     display.message(_promise(settings, parts, last))
     display.message(f"run: {folder}")
     return history

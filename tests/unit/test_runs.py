@@ -30,7 +30,12 @@ def settings(*words):
 def train(*words):
     """Train digits; return the history, the lines that were written, and the folder."""
     stream = io.StringIO()
-    history = runs.train_recipe(settings(*words), stream=stream)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # small tensors: more threads only wait for each other on a busy machine
+    try:
+        history = runs.train_recipe(settings(*words), stream=stream)
+    finally:
+        torch.set_num_threads(threads)
     lines = stream.getvalue().splitlines()
     assert lines[-1].startswith("run: ")
     return history, lines, Path(lines[-1].removeprefix("run: "))
@@ -223,3 +228,9 @@ def test_weights_that_cannot_be_written_are_one_clear_error(in_tmp, monkeypatch)
         train("epochs=1")
     (folder,) = (in_tmp / "runs").iterdir()
     assert len(read_history(folder)) == 2
+
+
+@pytest.mark.parametrize(("words", "at_once"), [([], 128), (["micro_batch=auto"], 512)])
+def test_the_test_data_come_no_more_at_once_than_in_training(words, at_once):
+    given = settings(*words)
+    assert runs._test_loader(given, runs.build(given)).batch_size == at_once

@@ -101,7 +101,6 @@ class Store:
         target = self.folder / f"step-{step:08d}"
         try:
             fence = self._writer()
-            fence.check()
             if self._open(target, thorough=True)[0] is None:
                 self._write(fence, target, state, step, score)
         except OSError as error:

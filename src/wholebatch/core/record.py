@@ -45,7 +45,12 @@ class Progress:
 
 
 class Observer:
-    """Someone who watches a run; every method does nothing until it is overridden."""
+    """Someone who watches a run; every method does nothing until it is overridden.
+
+    With several processes the first one's observers are told, and those with ``every_process`` in each process.
+    """
+
+    every_process = False
 
     def start(self, run: RunShape) -> None:
         """Training begins."""

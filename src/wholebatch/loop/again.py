@@ -24,6 +24,8 @@ class LastStep(Observer):
     :meth:`difference` compares it with that of the same batch in other micro-batches.
     """
 
+    every_process = True  # the step that is made once more is one of all processes
+
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._steps = 0

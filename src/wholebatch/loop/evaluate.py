@@ -10,11 +10,13 @@ import torch
 from torch import nn
 
 from wholebatch.core.errors import DataError, InputError
+from wholebatch.core.processes import current
 from wholebatch.data import BatchLoader, StreamLoader
 from wholebatch.loop.dtypes import explain
 from wholebatch.loop.metrics import Metrics
 from wholebatch.loop.modes import modes_given_back
-from wholebatch.step.losses import LossCall, call_model
+from wholebatch.step.losses import LossCall, call_model, targets_of
+from wholebatch.step.over_processes import raise_together
 from wholebatch.sums import Accumulator
 
 
@@ -29,39 +31,62 @@ def evaluate(
         DataError: fewer or more samples were seen than the data set has.
         InputError: there is nothing to measure, or the inputs are of another dtype than the model.
     """
-    sums, seen = Accumulator("loss", "weight"), 0
+    processes, error = current(), None
+    sums = Accumulator("loss", "weight", "samples", "failed")
     metrics.reset()
     with modes_given_back(model), _from_the_beginning(loader), torch.inference_mode():
         model.eval()
-        for window in loader.windows(None, device):
-            batch = window.whole()
-            try:
-                output = call_model(model, batch) if loss is None else loss.forward(model, batch)
-                if loss is not None:
-                    loss_sum, weight = loss.summed(output, batch, seen, window.samples, True)
-                    sums.add(loss_sum, 0 if weight is None else weight)
-            except RuntimeError as error:
-                explain(error, model, batch)
+        try:
+            _feed(model, loader, metrics, loss, device, sums)
+        except Exception as caught:
+            if processes.size == 1:
                 raise
-            if loss is None or loss.shows_output:
-                metrics.add(output, *targets_of(batch))
-            seen += window.samples
+            error = caught  # it travels to the other processes, which wait for this one's sums
+            sums.add(0, 0, 0, 1)
+    values, (whole,) = metrics.over_processes(processes, sums)
+    if whole["failed"]:
+        raise_together(processes, error)
+    seen = int(whole["samples"])
     if loader.samples is not None and seen != loader.samples:
         raise DataError(
             f"evaluation saw {seen} samples, but the data set has {loader.samples}; every sample counts once, "
             "so use a loader without drop_last"
         )
-    if loss is None and not len(metrics):
+    if loss is None and not values:
         raise InputError(
             "nothing to measure: the outputs are no scores of classes with class numbers as targets; "
             "pass metrics= or loss="
         )
-    return {**({} if loss is None else {"loss": _mean(sums, loss)}), **metrics.values(), "samples": float(seen)}
+    return {**({} if loss is None else {"loss": _mean(whole, loss)}), **values, "samples": float(seen)}
 
 
-def targets_of(batch: Any) -> tuple[Any, ...]:
-    """Return what follows the inputs in ``(inputs, *targets)``; nothing where the batch is not made so."""
-    return tuple(batch[1:]) if isinstance(batch, tuple | list) else ()
+def _feed(
+    model: nn.Module,
+    loader: BatchLoader | StreamLoader,
+    metrics: Metrics,
+    loss: LossCall | None,
+    device: torch.device,
+    sums: Accumulator,
+) -> None:
+    """Feed this process's part of the data to the sums and the metrics."""
+    before = 0
+    for window in loader.windows(None, device):
+        if not window.samples:
+            continue
+        batch = window.whole()
+        loss_sum: Any = 0
+        weight: Any = 0
+        try:
+            output = call_model(model, batch) if loss is None else loss.forward(model, batch)
+            if loss is not None:
+                loss_sum, weight = loss.summed(output, batch, before + window.position, window.samples, True)
+        except RuntimeError as error:
+            explain(error, model, batch)
+            raise
+        if loss is None or loss.shows_output:
+            metrics.add(output, *targets_of(batch))
+        sums.add(loss_sum, 0 if weight is None else weight, window.samples, 0)
+        before += loader.batch_size or window.samples
 
 
 def _mean(sums: Accumulator, loss: LossCall) -> float:

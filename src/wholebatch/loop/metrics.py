@@ -9,7 +9,10 @@ import torch
 from torch import Tensor
 
 from wholebatch.core.errors import InputError, InputTypeError
-from wholebatch.sums import Accuracy
+from wholebatch.core.processes import Processes
+from wholebatch.sums import Accumulator, Accuracy
+from wholebatch.sums.additive import Additive
+from wholebatch.sums.together import all_reduce_together
 
 # What a record says itself; a metric of such a name would hide it.
 _TAKEN = ("step", "epoch", "samples", "kind", "split", "loss", "lr", "grad_norm", "seconds")
@@ -29,7 +32,7 @@ class Metrics:
     """
 
     def __init__(self, metrics: Any = None, ignore_index: int | None = None) -> None:
-        self._chooses = metrics is None
+        self._chooses = self._may_choose = metrics is None
         self._ignore_index = ignore_index
         self._metrics = _named(metrics)
         self._device: torch.device | None = None
@@ -47,13 +50,39 @@ class Metrics:
             (metric.add if hasattr(metric, "add") else metric.update)(output, *targets)
 
     def values(self) -> dict[str, float]:
-        """Read all metrics.
+        """Read what this process fed.
 
         Raises:
             InputError: one of them is no single number.
         """
+        return self._read(self._metrics)
+
+    def over_processes(self, processes: Processes, *sums: Accumulator) -> tuple[dict[str, float], list[Accumulator]]:
+        """Return the metrics' values over all processes, and ``sums`` over all processes; all processes call it.
+
+        Metrics that are not this library's see to the other processes by themselves, when they are read.
+        """
+        if processes.size == 1:
+            return self.values(), list(sums)
+        self._agree(processes)
+        ours = {name: metric for name, metric in self._metrics.items() if isinstance(metric, Additive)}
+        wholes: list[Any] = all_reduce_together([*sums, *ours.values()])
+        reduced = dict(zip(ours, wholes[len(sums) :], strict=True))
+        return self._read({**self._metrics, **reduced}), wholes[: len(sums)]
+
+    def _agree(self, processes: Processes) -> None:
+        """A process that saw no sample has not chosen yet; it chooses what the others have."""
+        if not self._may_choose:
+            return
+        own = self._metrics.get("accuracy")
+        classes = max(processes.exchange(0 if own is None else own.num_classes))
+        if classes and own is None:
+            self._metrics["accuracy"] = Accuracy(classes, ignore_index=self._ignore_index)
+
+    @staticmethod
+    def _read(metrics: Mapping[str, Any]) -> dict[str, float]:
         values: dict[str, float] = {}
-        for name, metric in self._metrics.items():
+        for name, metric in metrics.items():
             value = metric.value if hasattr(metric, "add") else metric.compute()
             parts = value if isinstance(value, Mapping) else {name: value}
             values.update({str(part): _number(str(part), number) for part, number in parts.items()})

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from wholebatch.core.processes import current
 from wholebatch.core.record import History, Observer, Progress, Record
 from wholebatch.loop.metrics import Metrics
 from wholebatch.step import Step, StepReport
@@ -61,7 +62,9 @@ class Recorder:
 
     def end_epoch(self) -> None:
         """An epoch is over."""
-        values = self._running()  # waits for the device, whose work belongs to the time
+        # reading waits for the device, whose work belongs to the time
+        metrics, _ = self._metrics.over_processes(current())
+        values = {"loss": _mean(self._of_epoch), **metrics, "lr": float(self._lr)}
         self._write("epoch", "train", {**values, "seconds": round(time.perf_counter() - self._begun, 6)})
 
     def tested(self, values: dict[str, float]) -> None:
@@ -69,6 +72,7 @@ class Recorder:
         self._write("epoch", "test", {name: value for name, value in values.items() if name != "samples"})
 
     def _running(self) -> dict[str, float]:
+        """What this process knows without asking the others."""
         return {"loss": _mean(self._of_epoch), **self._metrics.values(), "lr": float(self._lr)}
 
     def _write(self, kind: str, split: str, values: dict[str, float]) -> None:

@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch.optim.lr_scheduler import LRScheduler
 
+from wholebatch.core.processes import current
 from wholebatch.core.record import History, Observer, RunShape
 from wholebatch.data import ArrayDataset, BatchLoader, StreamLoader
 from wholebatch.data.loader import AT_ONCE_BYTES
@@ -38,6 +39,8 @@ def train(
     Micro-batches go to the device one at a time. What an observer raises ends the training, as any error does, and
     all observers are told of the end.
     """
+    processes = current()
+    observers = [one for one in observers if processes.rank == 0 or one.every_process]
     recorder = Recorder(step, metrics, observers, log_every)
     make = _one_step(step, loader)
     place = None if loader.transform is None else device  # the step itself moves what nothing transforms
@@ -53,6 +56,8 @@ def train(
             recorder.end_epoch()
             if epoch_schedule is not None:
                 epoch_schedule.step()
+            for buffer in step.model.buffers():  # running statistics, which each process has of its own part
+                processes.copy_from_first_(buffer)
             if evaluate is not None:
                 recorder.tested(evaluate())
     return recorder.history

@@ -31,9 +31,7 @@ NAMES = (
 )
 
 Shape = tuple[int, ...]
-Place = tuple[
-    int, int
-]  # the samples' axis, and how many times it runs through all samples (2: two views, concatenated)
+Place = tuple[int, int]  # the samples' axis, and how often it runs through them (2: two views, concatenated)
 State = tuple[Tensor, Tensor | None] | None  # of the CPU's generator, and of the accelerator's
 
 
@@ -105,7 +103,8 @@ class Draws:
         """Keep what the caller did to the generators, and go on where ``pause`` stopped."""
         self._replace()
         self.remember()
-        self._set_state(running)
+        if self._seeding:
+            self._set_state(running)
 
     def _state(self) -> State:
         return self._cpu.get_state(), None if self._device is None else self._device.get_state()

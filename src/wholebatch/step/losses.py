@@ -346,6 +346,11 @@ def call_model(model: nn.Module, piece: Any) -> Any:
     )
 
 
+def targets_of(piece: Any) -> tuple[Any, ...]:
+    """Return what follows the inputs in ``(inputs, *targets)``; nothing where the batch is not made so."""
+    return tuple(piece[1:]) if isinstance(piece, tuple | list) else ()
+
+
 def _arguments(output: Any, piece: Any) -> tuple[Any, ...]:
     outputs = tuple(output) if isinstance(output, tuple) else (output,)
     return (*outputs, *piece[1:]) if isinstance(piece, tuple | list) else outputs

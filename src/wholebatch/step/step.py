@@ -19,6 +19,7 @@ from wholebatch.schedule import attach
 from wholebatch.step import losses
 from wholebatch.step.draws import Draws
 from wholebatch.step.gradient import GradientAccumulator, check_clip_norm, check_held, check_nonfinite, check_optimizer
+from wholebatch.step.losses import targets_of
 from wholebatch.step.over_processes import raise_together, same_start
 from wholebatch.step.report import StepReport
 from wholebatch.step.unkeyed import PowerIterations, layers_that_draw, unchanged_buffers
@@ -280,7 +281,7 @@ class Step:
             output = self._loss.forward(self.model, piece)
             loss_sum, weight = self._loss.summed(output, piece, start, samples, weigh)
         if self.watch is not None and self._loss.shows_output:
-            self.watch(tree.map_tensors(Tensor.detach, output), *piece[1:])
+            self.watch(tree.map_tensors(Tensor.detach, output), *targets_of(piece))
         self._accumulator.add_sum(loss_sum, weight, samples)
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from wholebatch.checkpoint import Fence, Store
+
 
 class Worlds:
     """Starts processes that save, and waits for them; all of them are gone at the end."""
@@ -87,3 +89,15 @@ def hidden():
         ) + [path.name for path in folder.glob(".fenced*")]
 
     return of
+
+
+@pytest.fixture
+def said():
+    return []
+
+
+@pytest.fixture
+def store(tmp_path, said):
+    store = Store(tmp_path / "run", say=said.append, fence=Fence.take(tmp_path / "run"))
+    yield store
+    store.fence.close()

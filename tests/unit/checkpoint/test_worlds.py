@@ -83,7 +83,7 @@ def test_stopped_while_it_takes_the_folder(worlds, tmp_path, state, tree, histor
             assert tree(run) == before, operation
         fence.close()
     late = exits.index(FENCED)
-    assert 1 <= late <= 3
+    assert 1 <= late <= 4  # making the folders, and the first look
     assert exits == [0] * late + [FENCED] * (len(exits) - late)
 
 

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import wholebatch as wb
 from wholebatch.core.record import Observer
-from wholebatch.data import BatchLoader
+from wholebatch.data import ArrayDataset, BatchLoader
 from wholebatch.data.order import epoch_order
 
 SAMPLES, CLASSES, BATCH = 50, 4, 16
@@ -128,14 +128,14 @@ def test_a_batch_too_large_to_be_gathered_at_once_is_streamed(monkeypatch):
     at_once, streamed = model(0.5), model(0.5)
     train(at_once, data(), micro_batch=5)
     monkeypatch.setattr(module, "AT_ONCE_BYTES", 0)
-    whole = BatchLoader.windows
-    sizes = []
+    take, sizes = ArrayDataset.take, []
     monkeypatch.setattr(
-        BatchLoader, "windows", lambda self, size, place: (sizes.append(size), whole(self, size, place))[1]
+        ArrayDataset, "take", lambda self, indices: (sizes.append(len(indices)), take(self, indices))[1]
     )
-    train(streamed, data(), micro_batch=5)
+    monkeypatch.setattr("wholebatch.data.loader.AT_ONCE_BYTES", 0)
+    train(streamed, data(), micro_batch=5, epochs=3)
     assert_same(weights(streamed), weights(at_once))
-    assert sizes == [5, 5, 5]
+    assert max(sizes) == 5  # never the whole batch
 
 
 class Singly(Dataset):
@@ -264,7 +264,7 @@ def test_records_hold_weighted_means(micro_batch):
     last = history.last("test")
     assert (last["loss"], last["accuracy"]) == (pytest.approx(expected["loss"]), expected["accuracy"])
     assert set(last) == {"step", "epoch", "samples", "kind", "split", "loss", "accuracy"}
-    assert [r["epoch"] for r in history.select("test")] == [1, 2, 3]
+    assert [(r["epoch"], r["samples"]) for r in history.select("test")] == [(1, 50), (2, 100), (3, 150)]
 
 
 def test_the_rate_recorded_is_the_one_used_also_where_it_is_a_tensor():
@@ -437,3 +437,23 @@ def test_a_gradient_that_is_not_finite_names_the_step():
     x[3] = float("nan")
     with pytest.raises(wb.NonFiniteError, match="step"):
         train(model(), (x, y))
+
+
+def test_a_step_that_was_skipped_does_not_spoil_the_epochs_loss():
+    from wholebatch import loop
+    from wholebatch.core.record import RunShape
+
+    x, y = data()
+    x[3] = float("nan")
+    ours = model()
+    step = wb.Step(ours, torch.optim.SGD(ours.parameters(), lr=0.1), nn.CrossEntropyLoss(), nonfinite="skip")
+    history = loop.train(
+        step,
+        BatchLoader((x, y), BATCH),
+        RunShape(1, 4, SAMPLES, BATCH, "cpu"),
+        micro_batch=None,
+        device=torch.device("cpu"),
+        metrics=loop.Metrics(),
+    )
+    assert step.skipped == 1
+    assert 0 < history.last("train")["loss"] < 3
