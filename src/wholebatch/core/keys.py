@@ -54,14 +54,14 @@ def _hash_(counters: Tensor, key: int, scratch: Tensor) -> Tensor:
 
     Torch shifts signed integers arithmetically, which costs a bit where the sign varies. The first
     shift sees one sign only (counters are below 2^31, the key decides); at the second one the values are
-    already mixed, so that the lost bit makes chance collisions and no pattern. The upper half of the key
-    is the last, odd multiplier.
+    already mixed, so that the lost bit makes chance collisions and no pattern. The upper half of the key is
+    added before the last multiplication (as a multiplier it would leave masks that correlate with themselves).
     """
     counters.bitwise_xor_(_signed(key))
     torch.bitwise_right_shift(counters, 16, out=scratch)
     counters.bitwise_xor_(scratch).mul_(0x7FEB352D)
     torch.bitwise_right_shift(counters, 15, out=scratch)
-    return counters.bitwise_xor_(scratch).mul_(_signed((key >> 32) | 0x40000001))
+    return counters.bitwise_xor_(scratch).add_(_signed(key >> 32)).mul_(_signed(0x846CA68B))
 
 
 def random_bits(key: int, start: int, count: int, device: torch.device | str = "cpu") -> Tensor:

@@ -59,7 +59,7 @@ class Step:
     >>> step = Step(model, torch.optim.SGD(model.parameters(), lr=0.1), nn.CrossEntropyLoss(), micro_batch=2)
     >>> report = step((torch.randn(5, 3), torch.tensor([0, 1, 1, 0, 1])))
     >>> report.samples, report.weight, report.micro_batches
-    (5, 5, 3)
+    (5, 5.0, 3)
     """
 
     def __init__(

@@ -8,6 +8,7 @@ import io
 import pickle
 import types
 import warnings
+import weakref
 from typing import Any
 
 import numpy as np
@@ -172,6 +173,17 @@ def test_a_window_that_is_a_list_or_a_loader_is_used_again() -> None:
         step(used_up)
 
 
+def test_pieces_that_are_cut_know_their_place() -> None:
+    rows = torch.arange(1.0, N + 1).double()[:, None]
+    targets = torch.eye(5).double()[Y]
+    model = nn.Sequential(mlp(), nn.Dropout(0.4))
+    whole = stepped(model, (X, targets), nn.BCEWithLogitsLoss(weight=rows), N)
+    window = wb.MicroBatches([(X[:5], targets[:5]), (X[5:5], targets[5:5]), (X[5:], targets[5:])], samples=N)
+    assert same(stepped(model, window, nn.BCEWithLogitsLoss(weight=rows), 3), whole)
+    with pytest.raises(wb.BatchError, match=r"samples=-1"):
+        wb.MicroBatches([], samples=-1)
+
+
 def test_what_makes_the_pieces_has_torch_as_the_caller_left_it() -> None:
     plain, orders = F.dropout, []
 
@@ -256,6 +268,16 @@ def test_losses_that_are_refused_do_not_count() -> None:
     accumulator.add(F.cross_entropy(model(X[5:]), Y[5:], reduction="none"))
     report = accumulator.apply(sgd(model))
     assert (report.weight, report.samples, report.micro_batches) == (N, N, 2)
+
+
+def test_a_report_lets_its_gradient_go_at_the_next_step() -> None:
+    model = mlp()
+    step = wb.Step(model, sgd(model), nn.CrossEntropyLoss())
+    report = step((X, Y))
+    kept = weakref.ref(model[0].weight.grad)
+    step((X, Y))
+    assert kept() is None
+    assert report.grad_norm > 0
 
 
 def test_a_norm_read_late_is_that_of_its_own_step() -> None:
