@@ -21,7 +21,7 @@ check: $(STAMP)
 docs: $(STAMP)
 	@$(BIN)/python -c 'import sphinx, myst_parser, furo' 2>/dev/null || { \
 	  if command -v uv >/dev/null 2>&1; then uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[docs]'; \
-	  else $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'; fi; }
+	  else $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[docs]'; fi; }
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
 bench: $(STAMP)
@@ -37,7 +37,7 @@ $(STAMP): pyproject.toml constraints.txt
 	else \
 	  $(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "this Python lacks venv; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }; \
 	  $(PYTHON) -m venv $(VENV) && \
-	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'; \
+	  $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'; \
 	fi
 	@touch $@
 

@@ -13,7 +13,8 @@ NAMES = {
     "Accuracy", "Accumulator", "BatchError", "ConfigError", "ConstantScheduler", "CosineScheduler", "DataError",
     "FactorScheduler", "GradientAccumulator", "History", "InputError", "InputTypeError", "Joined", "LinearScheduler",
     "LossError", "Mean", "MicroBatches", "MultiFactorScheduler", "NonFiniteError", "PolynomialScheduler",
-    "PromiseWarning", "PeerError", "CheckpointError", "FencedError", "parallel", "RunFolderError", "SquareRootScheduler", "Step", "StepReport", "Timer", "TrapezoidScheduler",
+    "CheckpointError", "FencedError", "PeerError", "parallel",
+    "PromiseWarning", "RunFolderError", "SquareRootScheduler", "Step", "StepReport", "Timer", "TrapezoidScheduler",
     "Warmup", "WholebatchError", "__version__", "attach", "data", "evaluate", "models", "scale_lr", "train",
 }  # fmt: skip
 
