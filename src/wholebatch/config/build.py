@@ -145,9 +145,27 @@ def _model(config: Config, dataset: data.ArrayDataset) -> nn.Module:
     taken = inspect.signature(models.MODELS[config.model.name]).parameters
     options = {name: value for name, value in known.items() if name in taken} | config.model.arguments
     try:
-        return models.build(config.model.name, seed=config.seed, **options)
+        model = models.build(config.model.name, seed=config.seed, **options)
     except InputError as error:
         raise ConfigError(f"model {error}") from error
+    _check_fits(config, model, dataset)
+    return model
+
+
+def _check_fits(config: Config, model: nn.Module, dataset: data.ArrayDataset) -> None:
+    """Show the model two images, as they come to it, before anything is written."""
+    images, *_ = next(iter(data.BatchLoader(dataset, 2, shuffle=False)))
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            model.eval()(images)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"model.name={config.model.name}: it cannot take the images of {config.data.name}, of shape "
+            f"{tuple(images.shape[1:])}: {reason}; choose from {', '.join(sorted({*models.MODELS} - {config.model.name}))}"
+        ) from error
+    finally:
+        model.train()
 
 
 def _optimizer(config: Config, model: nn.Module) -> Optimizer:

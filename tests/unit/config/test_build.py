@@ -148,3 +148,10 @@ def test_a_value_that_its_object_refuses_is_an_input_error(settings, answer):
 
 def test_the_schemas_own_defaults_build():
     assert build(Config()).schedule is None
+
+
+def test_a_model_that_does_not_fit_the_images_is_refused_before_anything_is_made():
+    with pytest.raises(
+        ConfigError, match=r"model\.name=lenet: it cannot take the images of digits, of shape \(1, 8, 8\)"
+    ):
+        build(load("digits", overrides=["model=lenet"]))
