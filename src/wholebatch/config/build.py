@@ -160,9 +160,10 @@ def _check_fits(config: Config, model: nn.Module, dataset: data.ArrayDataset) ->
             model.eval()(images)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
+        others = ", ".join(sorted({*models.MODELS} - {config.model.name}))
         raise ConfigError(
             f"model.name={config.model.name}: it cannot take the images of {config.data.name}, of shape "
-            f"{tuple(images.shape[1:])}: {reason}; choose from {', '.join(sorted({*models.MODELS} - {config.model.name}))}"
+            f"{tuple(images.shape[1:])}: {reason}; choose from {others}"
         ) from error
     finally:
         model.train()
