@@ -11,21 +11,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler
 
 from wholebatch.core import cuts, processes, tree
-from wholebatch.core.errors import BatchError, ConfigError, InputError, InputTypeError, PromiseWarning
-from wholebatch.schedule import attach
+from wholebatch.core.errors import BatchError, InputError
 from wholebatch.step import losses
 from wholebatch.step.draws import Draws
 from wholebatch.step.gradient import GradientAccumulator, check_clip_norm, check_held, check_nonfinite, check_optimizer
 from wholebatch.step.losses import targets_of
+from wholebatch.step.options import check_options, scheduler_of
 from wholebatch.step.over_processes import raise_together, same_start
+from wholebatch.step.promise import Promise
 from wholebatch.step.report import StepReport
 from wholebatch.step.unkeyed import PowerIterations, layers_that_draw, unchanged_buffers
 from wholebatch.step.window import MicroBatches
 
-_BatchNorm = nn.modules.batchnorm._BatchNorm
 _UNKNOWN, _FAILED = -1, -2  # in place of a number of samples
 
 
@@ -84,7 +84,7 @@ class Step:
         check_optimizer(optimizer)
         check_clip_norm(clip_norm)
         check_nonfinite(nonfinite)
-        _check_options(micro_batch, precision, bitwise, dropout, seed)
+        check_options(micro_batch, precision, bitwise, dropout, seed)
         self.model = model
         self.optimizer = optimizer
         self.micro_batch = micro_batch
@@ -99,20 +99,14 @@ class Step:
         """Called with (output, *targets) of every micro-batch, the output detached; for metrics."""
         self._loss = losses.bind(loss)
         self._axis = batch_axis
-        self._schedule = _scheduler(schedule, optimizer)
+        self._schedule = scheduler_of(schedule, optimizer)
         self._others = self._check_parameters()
         self._device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self._groups = len(optimizer.param_groups)
         self._draws = Draws(seed, self._device) if dropout == "keyed" else None
         self._power = PowerIterations(model)
-        self._by_frequency = [
-            name
-            for name, module in model.named_modules()
-            if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.scale_grad_by_freq
-        ]
-        self._batch_norms = [(name, m) for name, m in model.named_modules() if isinstance(m, _BatchNorm)]
+        self._promise = Promise(model, says=self._processes.rank == 0)
         self._half = any(p.dtype is torch.float16 for p in model.parameters())  # its sums are scaled alike everywhere
-        self._told: set[str] = set()
         same_start(self._processes, [*model.named_parameters(), *model.named_buffers(), *self._of_loss()])
 
     def __call__(self, batch: Any, position: int | None = None) -> StepReport:
@@ -192,7 +186,7 @@ class Step:
             if samples:
                 yield start, samples, batch
             return
-        for first, stop in cuts.bounds(samples, size, avoid_single=bool(self._batch_norms)):
+        for first, stop in cuts.bounds(samples, size, avoid_single=bool(self._promise.batch_norms)):
             yield start + first, stop - first, tree.cut(batch, first, stop, samples, self._axis)
 
     def _pieces_of_window(self, window: MicroBatches) -> Iterator[tuple[int, int, Any]]:
@@ -265,14 +259,12 @@ class Step:
             draws.probe = functools.partial(self._probe, piece, samples)
             self._run(piece, start, samples, weigh)
         draws.probe = None
-        if samples and draws.unkeyed() and "draws" not in self._told:  # the last micro-batch stands for all
+        if samples and draws.unkeyed() and not self._promise.knows_of_draws():  # the last micro-batch stands for all
             self._tell_draws(piece, position + start, samples)
 
     def _run(self, piece: Any, start: int, samples: int, weigh: bool) -> None:
-        if self._batch_norms and (start or self._processes.size > 1) and "batch norm" not in self._told:
-            self._tell_batch_norm()
-        if self._by_frequency and (start or self._processes.size > 1) and "frequency" not in self._told:
-            self._tell_frequency()
+        if self._promise.at_risk and (start or self._processes.size > 1):
+            self._promise.cut()
         if self._power.vectors:
             self._power.micro_batch(first=start == 0)
         if self._device.type != "cpu":
@@ -302,30 +294,9 @@ class Step:
         finally:
             torch.clear_autocast_cache()  # casts of weights made here know no gradients
 
-    # what breaks the promise is said once ------------------------------------------------------------
-
-    def _tell_batch_norm(self) -> None:
-        names = [name for name, module in self._batch_norms if module.training or module.running_mean is None]
-        if names:
-            self._told.add("batch norm")
-            _warn(
-                f"{_listed(names)} normalise each micro-batch by itself (batch norm in training mode), so the result "
-                "depends on micro_batch. Ways out: group, layer or instance norm; batch norm in evaluation mode; or "
-                "micro_batch as large as the batch"
-            )
-
-    def _tell_frequency(self) -> None:
-        self._told.add("frequency")
-        _warn(
-            f"{_listed(self._by_frequency)} divide gradients by how often an index occurs in the micro-batch "
-            "(scale_grad_by_freq=True), so the result depends on micro_batch. Ways out: scale_grad_by_freq=False; or "
-            "micro_batch as large as the batch"
-        )
-
     def _tell_draws(self, piece: Any, position: int, samples: int) -> None:
         draws = self._draws
         assert draws is not None
-        self._told.add("draws")
 
         def forward() -> None:
             moved = tree.to_device(piece, self._device)
@@ -336,11 +307,7 @@ class Step:
             draws.micro_batch(self.calls, position, samples)
 
         names = layers_that_draw(self.model, forward, draws, mark) or ["the backward pass"]
-        _warn(
-            f"{_listed(names)} drew random numbers that are not keyed by sample, so the result depends on micro_batch. "
-            "Ways out: nn.Dropout or the dropout functions of torch.nn.functional, which are keyed; or micro_batch as "
-            "large as the batch"
-        )
+        self._promise.drawn(names)
 
     def _of_loss(self) -> list[tuple[str, Tensor]]:
         module = self._loss.module
@@ -359,43 +326,3 @@ class Step:
         )
         held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
         return [parameter for number, parameter in own.items() if number not in held]
-
-
-def _scheduler(schedule: Any, optimizer: Optimizer) -> LRScheduler | None:
-    if isinstance(schedule, ReduceLROnPlateau):
-        raise InputTypeError(
-            "ReduceLROnPlateau has to be told a metric, which a step does not know; call its step(metric) yourself "
-            "after each evaluation, and leave schedule=None"
-        )
-    if isinstance(schedule, LRScheduler) and getattr(schedule, "optimizer", optimizer) is not optimizer:
-        raise InputError(f"the {type(schedule).__name__} is attached to another optimizer than the step's")
-    if schedule is None or isinstance(schedule, LRScheduler):
-        return schedule
-    if not callable(schedule):
-        raise InputTypeError(
-            f"schedule is a {type(schedule).__name__}; give a function of the step number or a torch LRScheduler"
-        )
-    return attach(schedule, optimizer)
-
-
-def _check_options(micro_batch: Any, precision: str, bitwise: bool, dropout: str, seed: Any) -> None:
-    whole = isinstance(micro_batch, int) and not isinstance(micro_batch, bool) and micro_batch >= 1
-    if micro_batch != "auto" and not whole:
-        raise ConfigError(f"micro_batch={micro_batch!r}; expected a number of samples, 1 or more, or 'auto'")
-    if precision not in ("fp32", "bf16"):
-        raise ConfigError(f"precision={precision!r}; expected 'fp32' or 'bf16'")
-    if bitwise:
-        raise ConfigError("bitwise=True is not available in this version; exact mode is the default")
-    if dropout not in ("keyed", "native"):
-        raise ConfigError(f"dropout={dropout!r}; expected 'keyed' or 'native'")
-    if not isinstance(seed, int):
-        raise ConfigError(f"seed={seed!r}; expected an int")
-
-
-def _listed(names: list[str]) -> str:
-    shown = ", ".join(names[:3])
-    return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown
-
-
-def _warn(text: str) -> None:
-    warnings.warn(text, PromiseWarning, stacklevel=5)

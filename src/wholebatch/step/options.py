@@ -1,0 +1,53 @@
+"""What a step's options may be."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from wholebatch.core.errors import ConfigError, InputError, InputTypeError
+from wholebatch.schedule import attach
+
+
+def scheduler_of(schedule: Any, optimizer: Optimizer) -> LRScheduler | None:
+    """Return the schedule as an ``LRScheduler`` of ``optimizer``; a function of progress is attached.
+
+    Raises:
+        InputTypeError: it is neither, or needs a metric.
+        InputError: it belongs to another optimizer.
+    """
+    if isinstance(schedule, ReduceLROnPlateau):
+        raise InputTypeError(
+            "ReduceLROnPlateau has to be told a metric, which a step does not know; call its step(metric) yourself "
+            "after each evaluation, and leave schedule=None"
+        )
+    if isinstance(schedule, LRScheduler) and getattr(schedule, "optimizer", optimizer) is not optimizer:
+        raise InputError(f"the {type(schedule).__name__} is attached to another optimizer than the step's")
+    if schedule is None or isinstance(schedule, LRScheduler):
+        return schedule
+    if not callable(schedule):
+        raise InputTypeError(
+            f"schedule is a {type(schedule).__name__}; give a function of the step number or a torch LRScheduler"
+        )
+    return attach(schedule, optimizer)
+
+
+def check_options(micro_batch: Any, precision: str, bitwise: bool, dropout: str, seed: Any) -> None:
+    """Refuse values that mean nothing.
+
+    Raises:
+        ConfigError: the message names the option, its value, and what was expected.
+    """
+    whole = isinstance(micro_batch, int) and not isinstance(micro_batch, bool) and micro_batch >= 1
+    if micro_batch != "auto" and not whole:
+        raise ConfigError(f"micro_batch={micro_batch!r}; expected a number of samples, 1 or more, or 'auto'")
+    if precision not in ("fp32", "bf16"):
+        raise ConfigError(f"precision={precision!r}; expected 'fp32' or 'bf16'")
+    if bitwise:
+        raise ConfigError("bitwise=True is not available in this version; exact mode is the default")
+    if dropout not in ("keyed", "native"):
+        raise ConfigError(f"dropout={dropout!r}; expected 'keyed' or 'native'")
+    if not isinstance(seed, int):
+        raise ConfigError(f"seed={seed!r}; expected an int")
