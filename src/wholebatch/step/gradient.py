@@ -58,6 +58,7 @@ class GradientAccumulator:
         self._sums: list[Tensor] = []
         self._weights: list[Divisor] = []
         self._report: weakref.ref[StepReport] | None = None
+        self._begins: tuple[Any, Tensor] | None = None
         self._scale = 1.0
 
     def add(self, losses: Tensor | tuple[Any, Any], weights: Any = None) -> None:
@@ -128,7 +129,7 @@ class GradientAccumulator:
     def add_sum(self, loss_sum: Tensor, weight: Divisor | None, samples: int) -> None:
         """Run backward on a sum and count its weight, unless that is None, being known to ``finish`` otherwise."""
         if loss_sum.requires_grad:
-            (loss_sum if self._scale == 1.0 else loss_sum * self._scale).backward()
+            torch.autograd.backward((loss_sum,), (self._upstream(loss_sum),))
         elif not (isinstance(weight, int | float) and weight == 0):
             raise LossError(
                 "the loss depends on no parameter that requires gradients; "
@@ -138,6 +139,14 @@ class GradientAccumulator:
         if weight is not None:
             self._weights.append(weight)
         self.samples += samples
+
+    def _upstream(self, loss_sum: Tensor) -> Tensor:
+        """The gradient that backward begins with: the scale, kept from one micro-batch to the next."""
+        kept = self._begins
+        if kept is None or kept[0] != (self._scale, loss_sum.dtype, loss_sum.device):
+            key = (self._scale, loss_sum.dtype, loss_sum.device)
+            kept = self._begins = (key, torch.full((), self._scale, dtype=loss_sum.dtype, device=loss_sum.device))
+        return kept[1]
 
     def finish(
         self,
