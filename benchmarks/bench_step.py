@@ -16,6 +16,7 @@ MICRO_BATCH = 64
 PIECES = 4
 STEPS = 100  # in each timing
 ROUNDS = 41
+MEAN, SUM = nn.CrossEntropyLoss(), nn.CrossEntropyLoss(reduction="sum")
 
 
 def _model() -> nn.Module:
@@ -44,10 +45,10 @@ def _step(by_hand: Callable[[nn.Module, torch.optim.Optimizer, Tensor, Tensor], 
 
 def to_mean_of_means(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> None:
     """The usual loop, right only where all micro-batches weigh alike: mean loss divided by their number."""
-    criterion, total = nn.CrossEntropyLoss(), torch.zeros(())
+    total = torch.zeros(())
     optimizer.zero_grad()
     for start in range(0, len(x), MICRO_BATCH):
-        loss = criterion(model(x[start : start + MICRO_BATCH]), y[start : start + MICRO_BATCH]) / PIECES
+        loss = MEAN(model(x[start : start + MICRO_BATCH]), y[start : start + MICRO_BATCH]) / PIECES
         loss.backward()
         total += loss.detach()
     optimizer.step()
@@ -55,11 +56,11 @@ def to_mean_of_means(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tens
 
 def to_sum_divided_once(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> None:
     """The same by sums: the gradient of the summed loss, divided once by the number of targets that count."""
-    criterion, total = nn.CrossEntropyLoss(reduction="sum"), torch.zeros(())
+    total = torch.zeros(())
     optimizer.zero_grad()
     count = (y != -100).sum().item()
     for start in range(0, len(x), MICRO_BATCH):
-        loss = criterion(model(x[start : start + MICRO_BATCH]), y[start : start + MICRO_BATCH])
+        loss = SUM(model(x[start : start + MICRO_BATCH]), y[start : start + MICRO_BATCH])
         loss.backward()
         total += loss.detach()
     torch._foreach_div_([p.grad for p in model.parameters() if p.grad is not None], count)

@@ -75,14 +75,17 @@ class Draws:
         return self
 
     def __exit__(self, *error: object) -> None:
-        vars(F).update(self._originals)
+        functions = vars(F)
+        for name, original in self._originals.items():
+            functions[name] = original
         self.give_back()
 
     def _replace(self) -> None:
         functions = vars(F)
         for name in NAMES:
             self._originals[name] = functions[name]
-        functions.update(self._keyed)
+        for name, keyed in self._keyed.items():
+            functions[name] = keyed  # one by one: update() may rebuild the module's dict, which slows every look-up
 
     def remember(self) -> None:
         """Keep the caller's generators as they are now."""
@@ -95,7 +98,9 @@ class Draws:
     def pause(self) -> State:
         """Give the generators and functions back for a while; ``resume`` takes what this returns."""
         running = self._state()
-        vars(F).update(self._originals)
+        functions = vars(F)
+        for name, original in self._originals.items():
+            functions[name] = original
         self.give_back()
         return running
 

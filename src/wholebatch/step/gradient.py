@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 import numbers
@@ -232,6 +233,13 @@ def _values(gradient: Tensor) -> Tensor:
     return gradient.values() if gradient.is_sparse else gradient
 
 
+@functools.lru_cache(maxsize=64)
+def _scalar(value: float, device: torch.device) -> Tensor:
+    """A float32 scalar that nobody changes."""
+    with torch.inference_mode(False):
+        return torch.full((), value, dtype=torch.float32, device=device)
+
+
 def divide_(gradients: Sequence[Tensor], divisor: float, check: bool) -> bool:
     """Divide all gradients in place; return whether they are finite (True where ``check`` is off).
 
@@ -247,8 +255,7 @@ def divide_(gradients: Sequence[Tensor], divisor: float, check: bool) -> bool:
     for (device, dtype), group in plain.items():
         if check and not dtype.is_complex:
             found = torch.zeros((), dtype=torch.float32, device=device)
-            factor = 2.0 ** (1 - exponent) if power_of_two else 1.0
-            scale = torch.full((), factor, dtype=torch.float32, device=device)
+            scale = _scalar(2.0 ** (1 - exponent) if power_of_two else 1.0, device)
             torch._amp_foreach_non_finite_check_and_unscale_(group, found, scale)
             finite = finite and not found.item()
             if power_of_two:

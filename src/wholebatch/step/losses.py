@@ -15,7 +15,6 @@ one of the above; a plain function is called ``f(model, batch)``.
 
 from __future__ import annotations
 
-import copy
 import numbers
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -178,27 +177,27 @@ class TorchLoss(LossCall):
         self._rule = reductions.RULES[name]
         self._reduction = reduction
         self._options = options
-        self._call = call  # (reduction, per-sample options or None) -> the callable to apply
+        self._call = call  # (reduction, per-sample options or None, arguments) -> what torch's loss gives
         self._of_classes = self._rule is reductions.RULES["cross_entropy"]  # whose weights are of classes
 
     @classmethod
     def of_module(cls, name: str, module: nn.Module) -> TorchLoss:
-        """Read a module's own reduction; its buffers stay shared, so that ``.to(…)`` reaches them."""
-        copies = {}
-        for reduction in ("sum", "none"):
-            copies[reduction] = copy.copy(module)
-            copies[reduction].reduction = reduction  # type: ignore[assignment]
+        """Read a module's own reduction; it is called as it is, but for the reduction and weights of that moment."""
+        own = vars(module)
+        asked = own["reduction"]
 
-        now = vars(module)
-
-        def call(reduction: str, sliced: dict[str, Tensor] | None) -> Callable[..., Any]:
-            part = copies[reduction]
-            vars(part).update(now, reduction=reduction)  # options may have changed since
+        def call(reduction: str, sliced: dict[str, Tensor] | None, arguments: tuple[Any, ...]) -> Any:
+            buffers = own["_buffers"]
+            own["reduction"] = reduction
             if sliced is not None:
-                vars(part)["_buffers"] = {**part._buffers, **sliced}
-            return part
+                own["_buffers"] = {**buffers, **sliced}
+            try:
+                return module(*arguments)
+            finally:
+                own["reduction"] = asked
+                own["_buffers"] = buffers
 
-        return cls(name, str(module.reduction), module, _Attributes(module), call)
+        return cls(name, str(asked), module, _Attributes(module), call)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies and pickles bind anew."""
@@ -210,9 +209,9 @@ class TorchLoss(LossCall):
         reduction = reductions.legacy_reduction(options, function)
         options.pop("reduction", None)
 
-        def call(reduction: str, sliced: dict[str, Tensor] | None) -> Callable[..., Any]:
-            chosen = {**options, **(sliced or {})}
-            return lambda *arguments: function(*arguments, reduction=reduction, **chosen)
+        def call(reduction: str, sliced: dict[str, Tensor] | None, arguments: tuple[Any, ...]) -> Any:
+            given = {**options, **sliced} if sliced else options
+            return function(*arguments, reduction=reduction, **given)
 
         return cls(name, reduction, given, options, call)
 
@@ -253,7 +252,7 @@ class TorchLoss(LossCall):
             self._check_shapes(arguments)
             sliced = self._per_sample_options(arguments, start)
         try:
-            result = self._call(asked, sliced)(*arguments)
+            result = self._call(asked, sliced, arguments)
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, IndexError, ValueError, TypeError) as error:
