@@ -15,9 +15,10 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from wholebatch import loop
+from wholebatch import loop, saved
 from wholebatch import parallel as parallel_processes
 from wholebatch import schedule as schedules
+from wholebatch.checkpoint import Every, seconds_of
 from wholebatch.core.errors import ConfigError, InputError, nearest
 from wholebatch.core.record import History, Observer, RunShape
 from wholebatch.data import BatchLoader, StreamLoader, as_loader
@@ -52,9 +53,11 @@ def train(
     seed: int = 0,
     device: str | torch.device = "auto",
     parallel: Any = None,
-    run_dir: str | Path | None = None,
+    run_dir: str | Path | RunFolder | None = None,
     resume: bool | str | Path = False,
+    resume_allow: Sequence[str] = (),
     checkpoint_every: str | None = None,
+    time_limit: float | str | None = None,
     log_every: int | None = None,
     observers: Sequence[Observer] = (),
     display: bool = True,
@@ -83,15 +86,26 @@ def train(
         metrics: a metric or a dict of them (copies are fed); None counts accuracy where the targets are classes.
         seed: of order, augmentation and dropout.
         device: "auto" takes the GPU where there is one.
-        run_dir: a folder for history and curves; without it nothing is written.
+        run_dir: a folder for history, curves and checkpoints; without it nothing is written. While a run that has one
+            trains, SIGTERM and SIGINT end it in an orderly way (see below), and SIGUSR1 saves and goes on.
+        resume: True goes on from the newest good checkpoint in ``run_dir``, and starts afresh where there is none; a
+            path goes on from the newest one of another run's folder.
+        resume_allow: names of what may be another than in the run that is resumed, although it changes the result:
+            "batch_size", "seed", "optimizer", "schedule", … (the message that refuses names them).
+        checkpoint_every: "500 steps", "10 min", "2 epochs"; None is after an epoch, at most once a minute. Always at
+            the end. The last three are kept, and the one of the best accuracy on ``eval_data``.
+        time_limit: seconds, or "2 h": in time before them the run saves and stops; ``train`` returns as usual.
         log_every: a record every so many steps, beside those of the epochs.
         observers: further observers of the run.
         display: show progress on standard output: live on a terminal, a line per epoch elsewhere.
-        bitwise, parallel, resume, checkpoint_every: not available in this version.
+        bitwise, parallel: not available in this version.
 
     Raises:
         InputError, InputTypeError: what was given cannot be used; the message says what can.
+        CheckpointError: the run to resume is another one, or has no good checkpoint.
         NonFiniteError: a gradient is not finite.
+        FencedError: another process has taken ``run_dir`` over.
+        SystemExit: SIGTERM (code 143) or SIGINT (130) came; the step was finished and the run saved.
 
     >>> model = nn.Linear(3, 2)
     >>> x, y = torch.randn(20, 3), torch.randint(0, 2, (20,))
@@ -100,7 +114,8 @@ def train(
     >>> history.last("train")["step"]
     6
     """
-    _refuse_later(bitwise=bitwise, parallel=parallel, resume=resume, checkpoint_every=checkpoint_every)
+    _refuse_later(bitwise=bitwise, parallel=parallel)
+    every, limit = _when(run_dir, checkpoint_every, time_limit, resume)
     _check_counts(epochs=epochs, log_every=log_every, accumulation_steps=accumulation_steps)
     if schedule_unit not in ("step", "epoch"):
         hint = nearest(str(schedule_unit), ("step", "epoch"))
@@ -125,24 +140,28 @@ def train(
     )
     at_once = loader.batch_size if micro_batch == "auto" else int(micro_batch)
     test = None if eval_data is None else _evaluation(model, eval_data, loss, copy.deepcopy(metrics), at_once, where)
-    shape = _shape(loader, epochs, where, run_dir, test is not None)
+    place = run_dir.path if isinstance(run_dir, RunFolder) else run_dir
+    shape = _shape(loader, epochs, where, place, test is not None)
     _warn_of_short_schedule(schedule, shape, schedule_unit)
-    first = processes.rank == 0  # one process prints and writes
-    shown = choose(sys.stdout) if display and first else Observer()
-    kept = [RunFolder(run_dir, say=shown.message if display else None)] if run_dir is not None and first else []
-    watching = [shown, *kept, *observers]
-    return loop.train(
-        step,
-        loader,
-        shape,
-        micro_batch=None if micro_batch == "auto" else int(micro_batch),
-        device=where,
-        metrics=Metrics(copy.deepcopy(metrics), _ignored(loss)),
-        evaluate=test,
-        epoch_schedule=attached if schedule_unit == "epoch" else None,
-        log_every=log_every,
-        observers=watching,
-    )
+    shown = choose(sys.stdout) if display and processes.rank == 0 else Observer()  # one process prints and writes
+    say = shown.message if display else None
+    kept_somewhere = run_dir is not None or resume is not False
+    with saved.opened(run_dir, resume, resume_allow, processes, say) as (kept, beginning, told):
+        return loop.train(
+            step,
+            loader,
+            shape,
+            micro_batch=None if micro_batch == "auto" else int(micro_batch),
+            device=where,
+            metrics=Metrics(copy.deepcopy(metrics), _ignored(loss)),
+            evaluate=test,
+            epoch_schedule=attached if schedule_unit == "epoch" else None,
+            log_every=log_every,
+            observers=[shown, *([] if kept is None else [kept]), *observers],
+            keeper=None if run_dir is None else saved.keeper(kept, processes, told, every=every, time_limit=limit),
+            beginning=beginning,
+            facts=loop.facts_of(step, loader, loss, schedule, schedule_unit) if kept_somewhere else None,
+        )
 
 
 def evaluate(
@@ -182,6 +201,23 @@ def evaluate(
     where = own if device == "auto" else _device(device, model)
     model.to(where)
     return _evaluation(model, data, loss, metrics, batch_size, where)()
+
+
+def _when(
+    run_dir: Any, checkpoint_every: str | None, time_limit: float | str | None, resume: bool | str | Path
+) -> tuple[Every | None, float | None]:
+    """How often to save, and the seconds there are."""
+    every = None if checkpoint_every is None else Every(checkpoint_every)
+    limit = None if time_limit is None else seconds_of(time_limit)
+    asked = {
+        "checkpoint_every": checkpoint_every,
+        "time_limit": time_limit,
+        "resume": resume if resume is True else None,
+    }
+    for name, value in asked.items():
+        if value is not None and run_dir is None:
+            raise ConfigError(f"{name}={value!r} needs a folder for the checkpoints; say run_dir=")
+    return every, limit
 
 
 def _evaluation(

@@ -1,7 +1,8 @@
 """The command line: ``wholebatch train``, ``evaluate``, ``config``.
 
-Exit codes: 0 done; 1 a bug here (with its traceback), a NaN in the gradient, or a reader who went away; 2 a
-mistake in what was asked, told in one line; 130 interrupted (Ctrl-C); 143 terminated.
+Exit codes: 0 done, or stopped in time by ``time_limit``; 1 a bug here (with its traceback), a NaN in the gradient, or
+a reader who went away; 2 a mistake in what was asked, told in one line; 130 interrupted (Ctrl-C); 143 terminated.
+With these two the run is saved.
 
 Typer reads the words and gives back what to do; :func:`main` does it, so that an error of the training is never
 taken for one of the command line. Torch, matplotlib and OmegaConf are imported when there is something to do.
@@ -27,6 +28,7 @@ import typer
 
 from wholebatch.core.errors import (
     ConfigError,
+    FencedError,
     InputError,
     InputTypeError,
     NonFiniteError,
@@ -74,6 +76,16 @@ Processes = Annotated[
 ]
 
 
+Resume = Annotated[
+    Path | None,
+    typer.Option("--resume", metavar="RUN", help="Go on with the run in this folder, from its newest checkpoint."),
+]
+Allow = Annotated[
+    list[str] | None,
+    typer.Option("--allow", metavar="NAME", help="With --resume: what may differ although it changes the result."),
+]
+
+
 def _version(asked: bool) -> None:
     if asked:
         print(f"wholebatch {__version__}")
@@ -104,8 +116,19 @@ def _help_where_nothing_is_asked(context: typer.Context) -> None:
 
 
 @app.command(context_settings=_WORDS, epilog="With nothing else, trains on digits; no data are downloaded.")
-def train(recipe: Recipe = None, words: Words = None, files: Files = None, processes: Processes = None) -> Work:
-    """Train a model; the run's folder is printed at the end."""
+def train(
+    recipe: Recipe = None,
+    words: Words = None,
+    files: Files = None,
+    processes: Processes = None,
+    resume: Resume = None,
+    allow: Allow = None,
+) -> Work:
+    """Train a model, or go on with a run; the run's folder is printed at the end."""
+    if resume is not None:
+        return partial(_resume, resume, _join(recipe, words), files or [], allow or [], processes)
+    if allow:
+        raise ConfigError("--allow is about going on with a run; say --resume RUN as well")
     return partial(_train, _join(recipe, words), files or [], processes)
 
 
@@ -137,16 +160,35 @@ def _join(recipe: str | None, words: list[str] | None) -> list[str]:
 
 def _train(words: list[str], files: list[Path], processes: int | None) -> None:
     config = _load(words, files)
-    if processes is not None and processes > 1 and _RANK not in os.environ:
-        from wholebatch.config.build import check_names
-        from wholebatch.parallel import launch
-
-        check_names(config)
-        given = [word for file in files for word in ("-c", str(file))]
-        sys.exit(launch(["train", *words, *given], processes))
+    _launch(config, ["train", *words, *(word for file in files for word in ("-c", str(file)))], processes)
     from wholebatch import runs
 
     runs.train_recipe(config)
+
+
+def _resume(run: Path, words: list[str], files: list[Path], allow: list[str], processes: int | None) -> None:
+    overrides = _settings(words)
+    if files or any("=" not in word for word in overrides):
+        raise ConfigError(f"--resume takes the configuration of {str(run)!r}; change it with key=value alone")
+    from wholebatch.config import load_run
+
+    config = load_run(run, overrides)
+    given = ["--resume", str(run), *(word for name in allow for word in ("--allow", name))]
+    _launch(config, ["train", *words, *given], processes)
+    from wholebatch import runs
+
+    runs.train_recipe(config, resume=run, allow=allow)
+
+
+def _launch(config: Config, arguments: list[str], processes: int | None) -> None:
+    """Where several processes are asked for, start them and end with their exit code."""
+    if processes is None or processes == 1 or _RANK in os.environ:
+        return
+    from wholebatch.config.build import check_names
+    from wholebatch.parallel import launch
+
+    check_names(config)
+    sys.exit(launch(arguments, processes))
 
 
 def _evaluate(run: Path, words: list[str]) -> None:
@@ -252,13 +294,13 @@ def _run(words: list[str]) -> int:
         return MISTAKE  # the process that failed says why
     except (InputError, InputTypeError) as error:
         return _fail(str(error), MISTAKE)
-    except NonFiniteError as error:
+    except (NonFiniteError, FencedError) as error:
         return _fail(str(error), BUG)
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted", INTERRUPTED)
     except SystemExit as stop:
-        if stop.code == TERMINATED:
-            return _fail("terminated", TERMINATED)
+        if stop.code in (TERMINATED, INTERRUPTED):
+            return _fail("terminated" if stop.code == TERMINATED else "interrupted", int(stop.code))
         raise
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _reader_is_gone():
@@ -296,8 +338,8 @@ def _parse(words: list[str]) -> Any:
 
 def _fail(message: str, code: int) -> int:
     """Print one line to stderr, with the process's number where there are several, and return ``code``."""
-    if code == TERMINATED and "TORCHELASTIC_RUN_ID" in os.environ:
-        return code  # stopped by the launcher, since another process failed, which has said why
+    if code in (TERMINATED, INTERRUPTED) and "TORCHELASTIC_RUN_ID" in os.environ:
+        return code  # the launcher says so, or stopped this one since another failed, which has said why
     process = (
         f"process {os.environ[_RANK]}: " if os.environ.get("WORLD_SIZE", "1") != "1" and _RANK in os.environ else ""
     )

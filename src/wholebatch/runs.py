@@ -2,81 +2,109 @@
 
 from __future__ import annotations
 
-import io
+import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TextIO
 
-import torch
-
-from wholebatch import api, config, loop, parallel
+from wholebatch import api, config, loop, parallel, saved
+from wholebatch.checkpoint import load_plain_state
 from wholebatch.config.build import Parts, build
 from wholebatch.config.schema import Config
 from wholebatch.core.errors import InputError, RunFolderError
 from wholebatch.core.record import History, Observer
 from wholebatch.data import BatchLoader
-from wholebatch.display import RunFolder, choose, write_bytes
-
-WEIGHTS = Path("checkpoints") / "weights.pt"
+from wholebatch.display import RunFolder, choose
 
 
-def train_recipe(settings: Config, *, stream: TextIO | None = None) -> History:
+def train_recipe(
+    settings: Config, *, resume: Path | None = None, allow: Sequence[str] = (), stream: TextIO | None = None
+) -> History:
     """Train what ``settings`` say, in a run folder of its own, and say what came of it on ``stream``.
+
+    Args:
+        settings: the configuration.
+        resume: the folder of the run to go on with; ``settings`` are then that run's (:func:`config.load_run`).
+        allow: names of what may be another than in that run although it changes the result.
+        stream: standard output, if none.
 
     Raises:
         InputError: the configuration, the data or the run folder cannot be used; nothing is left behind.
+        SystemExit: a signal came; the run is saved, and how to go on was said.
     """
     first = parallel.init().rank == 0
     display = choose(stream or sys.stdout) if first else Observer()
-    with _folder(settings) if first else nullcontext(Path()) as folder:
-        kept = RunFolder(folder, texts={"config.yaml": config.to_yaml(settings)}, say=display.message)
+    with _folder(settings, resume) if first else nullcontext(resume or Path()) as folder:
+        texts = {"config.yaml": config.to_yaml(settings)}
+        kept = RunFolder(folder, texts=texts, resume=resume is not None or saved.restarted(), say=display.message)
         if first:
             kept.check()
         parts = build(settings)
         last = loop.LastStep(parts.model)
-        history = api.train(
-            parts.model,
-            _train_loader(settings, parts),
-            loss=parts.loss,
-            optimizer=parts.optimizer,
-            epochs=settings.epochs,
-            schedule=parts.schedule,
-            schedule_unit=settings.schedule_unit,
-            micro_batch=settings.resolved_micro_batch(),
-            bitwise=settings.bitwise,
-            precision=settings.precision,
-            clip_norm=settings.clip_norm,
-            eval_data=_test_loader(settings, parts),
-            seed=settings.seed,
-            device=settings.device,
-            log_every=settings.log_every,
-            observers=[display, kept, last],
-            display=False,
-        )
-        if first:
-            _save_weights(parts, folder)
+        try:
+            history = _train(settings, parts, kept, allow, [display, last])
+        except SystemExit:
+            display.message(_how_to_go_on(folder))
+            raise
+    if not any(record["epoch"] >= settings.epochs for record in history.select("train", "epoch")):
+        display.message(_how_to_go_on(folder))  # the time was up
+        return history
     display.message(_promise(settings, parts, last))
     display.message(f"run: {folder}")
     return history
 
 
+def _train(
+    settings: Config, parts: Parts, kept: RunFolder, allow: Sequence[str], observers: Sequence[Observer]
+) -> History:
+    return api.train(
+        parts.model,
+        _train_loader(settings, parts),
+        loss=parts.loss,
+        optimizer=parts.optimizer,
+        epochs=settings.epochs,
+        schedule=parts.schedule,
+        schedule_unit=settings.schedule_unit,
+        micro_batch=settings.resolved_micro_batch(),
+        bitwise=settings.bitwise,
+        precision=settings.precision,
+        clip_norm=settings.clip_norm,
+        eval_data=_test_loader(settings, parts),
+        seed=settings.seed,
+        device=settings.device,
+        run_dir=kept,
+        resume_allow=allow,
+        checkpoint_every=settings.checkpoint_every,
+        time_limit=settings.time_limit,
+        log_every=settings.log_every,
+        observers=observers,
+        display=False,
+    )
+
+
+def _how_to_go_on(folder: Path) -> str:
+    return f"saved; go on with: wholebatch train --resume {shlex.quote(str(folder))}"
+
+
 def evaluate_run(folder: Path, overrides: list[str]) -> dict[str, float]:
-    """Return what the trained model of a run reaches on its test data: what its history says, to the last bit.
+    """Return what the model of a run's newest checkpoint reaches on its test data.
+
+    Of a run that came to its end that is what its history says, to the last bit.
 
     Raises:
-        RunFolderError: the folder is no run, or its weights are missing, damaged, or of another model.
+        RunFolderError: the folder is no run, or its checkpoints are missing, damaged, or of another model.
     """
     settings = config.load_run(folder, overrides)
     parts = build(settings)
-    weights = _load_weights(folder)
+    weights = saved.newest(folder)
     try:
-        parts.model.load_state_dict(weights)
+        load_plain_state(parts.model, weights)
     except (RuntimeError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split()[:40])
-        raise RunFolderError(f"{folder / WEIGHTS} does not fit the model {settings.model.name}: {reason}") from error
+        raise RunFolderError(f"the run {folder} does not fit the model {settings.model.name}: {reason}") from error
     return api.evaluate(parts.model, _test_loader(settings, parts), loss=parts.loss, device=settings.device)
 
 
@@ -92,10 +120,10 @@ def _test_loader(settings: Config, parts: Parts) -> BatchLoader:
 
 
 @contextmanager
-def _folder(settings: Config) -> Iterator[Path]:
+def _folder(settings: Config, resume: Path | None = None) -> Iterator[Path]:
     """The run's folder: the one that was said, or a new one of its own, which is removed if it stays empty."""
-    if settings.run_dir is not None:
-        yield Path(settings.run_dir)
+    if resume is not None or settings.run_dir is not None:
+        yield resume or Path(str(settings.run_dir))
         return
     made_runs = not Path("runs").exists()
     folder = _new_folder(f"{settings.recipe}-{datetime.now():%Y%m%d-%H%M%S}")
@@ -130,32 +158,10 @@ def _unwritable(folder: Path, reason: str) -> RunFolderError:
     )
 
 
-def _save_weights(parts: Parts, folder: Path) -> None:
-    buffer = io.BytesIO()
-    torch.save({name: value.cpu() for name, value in parts.model.state_dict().items()}, buffer)
-    try:
-        (folder / WEIGHTS).parent.mkdir(exist_ok=True)
-        write_bytes(folder / WEIGHTS, buffer.getvalue())
-    except OSError as error:
-        raise RunFolderError(f"{folder / WEIGHTS} cannot be written: {error.strerror or error}") from error
-
-
-def _load_weights(folder: Path) -> dict[str, torch.Tensor]:
-    path = folder / WEIGHTS
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise RunFolderError(f"{folder} holds no {WEIGHTS}; did its training end?") from None
-    except OSError as error:
-        raise RunFolderError(f"{path} cannot be read: {error.strerror or error}") from error
-    except Exception as error:  # whatever a damaged file makes of the reader
-        raise RunFolderError(
-            f"{path} is damaged, or no file of weights ({type(error).__name__}); train again, or bring the file back"
-        ) from error
-
-
 def _promise(settings: Config, parts: Parts, last: loop.LastStep) -> str:
     """One line: the last step made once more with another micro-batch, on this machine."""
+    if not last.kept:
+        return "the last step was made before the run went on here, so it is not made once more"
     before = (parts.steps_per_epoch - 1) * settings.batch_size
     samples = len(parts.train_data) - before
     size = settings.resolved_micro_batch()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import pickle
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +22,15 @@ if HERE not in sys.path:
 import worker  # noqa: E402
 
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["torch", "torch.distributed", "wholebatch.step", "wholebatch.loop"])
+context.set_forkserver_preload(["torch", "torch.distributed", "pytest", "wholebatch.api"])
 
 
 @pytest.fixture
-def world(tmp_path: Path, request: pytest.FixtureRequest) -> Callable[..., list[Any]]:
-    """``world(size, function, *arguments)`` runs ``function(rank, size, *arguments)`` in every process."""
-    number = 0
+def start(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Callable[..., list[Any]]]:
+    """``start(size, function, *arguments)`` starts ``function(rank, size, *arguments)`` in every process."""
+    number, everyone = 0, []
 
-    def run(size: int, function: Callable[..., Any], *arguments: Any, timeout: float = 100) -> list[Any]:
+    def run(size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
         nonlocal number
         number += 1
         folder = tmp_path / f"world-{number}"
@@ -42,6 +42,23 @@ def world(tmp_path: Path, request: pytest.FixtureRequest) -> Callable[..., list[
         ]
         for process in started:
             process.start()
+            process.folder = folder  # type: ignore[attr-defined]
+        everyone.extend(started)
+        return started
+
+    yield run
+    for process in everyone:
+        process.kill()
+        process.join()
+
+
+@pytest.fixture
+def world(start: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
+    """``world(size, function, *arguments)`` runs ``function(rank, size, *arguments)`` in every process."""
+
+    def run(size: int, function: Callable[..., Any], *arguments: Any, timeout: float = 100) -> list[Any]:
+        started = start(size, function, *arguments)
+        folder = started[0].folder
         for process in started:
             process.join(timeout)
         left = [process for process in started if process.is_alive()]

@@ -95,26 +95,69 @@ def read_all(descriptor, until):
 )
 def test_a_signal_in_the_middle_leaves_a_run_that_can_be_read(environment, tmp_path, number, code, said):
     process = subprocess.Popen(
-        [*PROGRAM, "train", "epochs=100000", "run_dir=run"],
+        [*PROGRAM, "train", "epochs=100000", "run_dir=run", "schedule=constant"],
         cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
         assert "1/100000" in process.stdout.readline()
         process.send_signal(number)
-        _, errors = process.communicate(timeout=60)
+        output, errors = process.communicate(timeout=60)
     finally:
         process.kill()
         process.wait()
     assert process.returncode == code
     assert errors == f"wholebatch: {said}\n"
+    assert output.splitlines()[-1] == "saved; go on with: wholebatch train --resume run"
     assert records(tmp_path / "run")[0]["epoch"] == 1
     assert (tmp_path / "run" / "curves.svg").read_bytes().rstrip().endswith(b"</svg>")
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
-        "config.yaml", "history.jsonl", "curves.png", "curves.svg",
+        "config.yaml", "history.jsonl", "curves.png", "curves.svg", "checkpoints",
     }  # fmt: skip
+    if number == signal.SIGINT:  # the rest takes time, and is the same
+        return
     done = run(environment, tmp_path, "evaluate", "run")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "did its training end?" in done.stderr
+    assert (done.returncode, done.stderr) == (0, "")
+    done = run(environment, tmp_path, "train", "--resume", "run", "time_limit=2")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[-1] == "saved; go on with: wholebatch train --resume run"
+    done = run(environment, tmp_path, "train", "--resume", "run", "seed=5")
+    assert done.returncode == 2
+    assert "seed was 0 and is now 5" in done.stderr
+    epochs = [record["epoch"] for record in records(tmp_path / "run") if record["split"] == "test"]
+    assert epochs == list(range(1, len(epochs) + 1))
+
+
+@pytest.mark.parametrize(("number", "code", "whom"), [(signal.SIGTERM, 143, "launcher"), (signal.SIGINT, 130, "rank")])
+def test_a_signal_to_one_of_several_processes_ends_them_all(environment, tmp_path, number, code, whom):
+    words = ["train", "epochs=100000", "run_dir=run", "schedule=constant", "--processes", "2"]
+    process = subprocess.Popen(
+        [*PROGRAM, *words], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert "1/100000" in process.stdout.readline()
+        ranks = ranks_of(process.pid)
+        assert len(ranks) == 2
+        os.kill(process.pid, signal.SIGUSR1)
+        while not list((tmp_path / "run" / "checkpoints").glob("step-*")):
+            time.sleep(0.01)
+        assert process.poll() is None
+        os.kill(process.pid if whom == "launcher" else ranks[1], number)
+        output, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == code, errors
+    assert "Traceback" not in errors
+    assert output.splitlines()[-1] == "saved; go on with: wholebatch train --resume run"
+    assert not [pid for pid in ranks if Path(f"/proc/{pid}").exists()]
+
+
+def ranks_of(pid):
+    """The processes that a launcher started to train."""
+    children = [
+        int(child) for listed in Path(f"/proc/{pid}/task").glob("*/children") for child in listed.read_text().split()
+    ]
+    return sorted(child for child in children if b"LOCAL_RANK=" in Path(f"/proc/{child}/environ").read_bytes())
 
 
 @pytest.mark.parametrize(

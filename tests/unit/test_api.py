@@ -71,7 +71,9 @@ WRONG = {
     ),
     "a model that is none": ({"model": len}, "model is a builtin_function_or_method"),
     "bitwise": ({"bitwise": True}, "bitwise=True is not available"),
-    "resume": ({"resume": True}, "resume=True is not available"),
+    "resume": ({"resume": "nowhere"}, "there is no good checkpoint"),
+    "checkpoint_every": ({"checkpoint_every": "often"}, "checkpoint_every='often'"),
+    "time_limit": ({"time_limit": 0}, "time_limit=0: expected a time above 0"),
     "precision": ({"precision": "fp16"}, "precision='fp16'"),
     "no test data": ({"eval_data": (X[:0], Y[:0])}, "empty"),
     "a metric that is none": ({"metrics": {"a": len}}, "update"),
@@ -105,7 +107,7 @@ def test_a_run_leaves_history_and_curves_and_no_run_nothing(tmp_path, monkeypatc
     assert list(tmp_path.iterdir()) == []
     history = train(run_dir="run", eval_data=data(), log_every=2)
     names = sorted(path.name for path in (tmp_path / "run").iterdir())
-    assert names == ["curves.png", "curves.svg", "history.jsonl"]
+    assert names == ["checkpoints", "curves.png", "curves.svg", "history.jsonl"]
     lines = [json.loads(line) for line in (tmp_path / "run" / "history.jsonl").read_text().splitlines()]
     assert lines == history.records
     assert {"loss", "accuracy"} <= set(history.last("test"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -64,7 +65,14 @@ def test_a_run_leaves_its_folder(trained):
     history, lines, folder = trained
     assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*")) == [
         "checkpoints",
-        "checkpoints/weights.pt",
+        "checkpoints/.generation",
+        "checkpoints/latest",
+        "checkpoints/step-00000003",
+        "checkpoints/step-00000003/manifest.json",
+        "checkpoints/step-00000003/state.pt",
+        "checkpoints/step-00000006",
+        "checkpoints/step-00000006/manifest.json",
+        "checkpoints/step-00000006/state.pt",
         "config.yaml",
         "curves.png",
         "curves.svg",
@@ -92,11 +100,11 @@ def test_evaluating_gives_what_the_history_says_to_the_last_bit(trained):
     assert runs.evaluate_run(folder, ["batch_size=100", "micro_batch=9"])["accuracy"] == last["accuracy"]
 
 
+STATES = [f"checkpoints/step-0000000{step}/state.pt" for step in (3, 6)]
+
+
 def copy(folder, to):
-    to.mkdir()
-    (to / "checkpoints").mkdir()
-    for name in ("config.yaml", "checkpoints/weights.pt"):
-        (to / name).write_bytes((folder / name).read_bytes())
+    shutil.copytree(folder, to)
     return to
 
 
@@ -104,36 +112,39 @@ def cut(path):
     path.write_bytes(path.read_bytes()[:-2000])
 
 
-class Stranger:
-    """What a file of weights must not hold."""
+@pytest.mark.parametrize("damage", [cut, lambda path: path.write_bytes(b""), lambda path: path.unlink()])
+def test_a_run_without_a_good_checkpoint_is_one_clear_error(trained, tmp_path, capsys, damage):
+    folder = copy(trained[2], tmp_path / "run")
+    damage(folder / STATES[1])
+    assert runs.evaluate_run(folder, [])["samples"] == 360
+    assert "step-00000003 is used instead" in capsys.readouterr().err
+    damage(folder / STATES[0])
+    with pytest.raises(wb.RunFolderError, match="holds no good checkpoint; did its training begin"):
+        runs.evaluate_run(folder, [])
 
 
 @pytest.mark.parametrize(
     ("damage", "named"),
-    [
-        (cut, "weights.pt is damaged"),
-        (lambda path: path.write_bytes(b""), "weights.pt is damaged"),
-        (lambda path: path.write_bytes(b"hello"), "weights.pt is damaged"),
-        (lambda path: torch.save(Stranger(), path), "weights.pt is damaged, or no file of weights"),
-        (lambda path: torch.save([1, 2], path), "does not fit the model small_cnn"),
-        (lambda path: torch.save({}, path), "does not fit the model small_cnn.*Missing key"),
-        (lambda path: path.unlink(), "holds no checkpoints/weights.pt; did its training end"),
-        (lambda path: (path.unlink(), path.mkdir()), "cannot be read"),
-        (lambda path: (path.parent.parent / "config.yaml").unlink(), "no config.yaml"),
-        (lambda path: (path.parent.parent / "config.yaml").write_text("lr: [1"), "config.yaml"),
-    ],
+    [(lambda path: path.unlink(), "no config.yaml"), (lambda path: path.write_text("lr: [1"), "config.yaml")],
 )
-def test_a_damaged_run_is_one_clear_error(trained, tmp_path, damage, named):
+def test_a_damaged_configuration_is_one_clear_error(trained, tmp_path, damage, named):
     folder = copy(trained[2], tmp_path / "run")
-    damage(folder / runs.WEIGHTS)
-    with pytest.raises(wb.InputError, match=named) as caught:
+    damage(folder / "config.yaml")
+    with pytest.raises(wb.InputError, match=named):
         runs.evaluate_run(folder, [])
-    assert len(str(caught.value)) < 500
 
 
 def test_weights_of_another_model_are_refused(trained):
     with pytest.raises(wb.RunFolderError, match="does not fit the model mlp"):
         runs.evaluate_run(trained[2], ["model=mlp"])
+
+
+def test_a_run_that_is_over_is_gone_on_with_nothing_to_do(trained, tmp_path):
+    folder = copy(trained[2], tmp_path / "run")
+    stream = io.StringIO()
+    history = runs.train_recipe(config.load_run(folder), resume=folder, stream=stream)
+    assert history.records == trained[0].records
+    assert "the last step was made before the run went on here" in stream.getvalue()
 
 
 def test_runs_of_the_same_second_have_folders_of_their_own(in_tmp, monkeypatch):
@@ -217,17 +228,6 @@ def test_a_file_where_the_folder_of_runs_should_be(in_tmp):
     with pytest.raises(wb.RunFolderError, match="run_dir="):
         train()
     assert (in_tmp / "runs").read_text() == "mine"
-
-
-def test_weights_that_cannot_be_written_are_one_clear_error(in_tmp, monkeypatch):
-    def full(path, data):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(runs, "write_bytes", full)
-    with pytest.raises(wb.RunFolderError, match=r"weights\.pt cannot be written: No space left"):
-        train("epochs=1")
-    (folder,) = (in_tmp / "runs").iterdir()
-    assert len(read_history(folder)) == 2
 
 
 @pytest.mark.parametrize(("words", "at_once"), [([], 128), (["micro_batch=auto"], 512)])

@@ -2,12 +2,12 @@
 
 :class:`Store` writes checkpoints that are there whole or not at all and recognises damaged ones; :class:`Fence`
 makes sure that only the newest world writes in a run folder; :class:`Background` saves without holding the step;
-:class:`Every` says when; :class:`RunState` is what is saved, and refuses to go on as another run;
-:func:`plain_state` and :func:`load_plain_state` name a model's weights without its wrappers.
+:class:`Every` says when; :class:`RunState` is what is saved, and refuses to go on as another run; :func:`plain_state`
+and :func:`load_plain_state` name a model's weights without its wrappers; :func:`seconds_of` reads a time.
 """
 
 from wholebatch.checkpoint.background import Background
-from wholebatch.checkpoint.every import Every
+from wholebatch.checkpoint.every import Every, seconds_of
 from wholebatch.checkpoint.fence import Fence
 from wholebatch.checkpoint.manifest import Checkpoint
 from wholebatch.checkpoint.model_state import load_plain_state, plain_state
@@ -26,4 +26,5 @@ __all__ = [
     "load_plain_state",
     "plain_state",
     "require_plain",
+    "seconds_of",
 ]

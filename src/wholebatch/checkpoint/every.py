@@ -19,6 +19,29 @@ _EXAMPLES = "write for example '500 steps', '2 epochs', '30 s', '10 min' or '1 h
 _TEXT = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]+)\s*")
 
 
+def seconds_of(limit: float | str, name: str = "time_limit") -> float:
+    """Return a time in seconds: of a number of them, or of a number and a unit.
+
+    >>> seconds_of(90), seconds_of("2 h")
+    (90.0, 7200.0)
+
+    Raises:
+        ConfigError: it is no time, or not above 0.
+    """
+    examples = f"{name}={limit!r}: expected a time above 0, such as 600 (seconds), '30 s', '10 min' or '2 h'"
+    if isinstance(limit, str) and not limit.strip().replace(".", "", 1).isdigit():
+        try:
+            number, counted = _parse(limit)
+        except ConfigError:
+            raise ConfigError(examples) from None
+        if counted != "seconds":
+            raise ConfigError(examples)
+        return number
+    if isinstance(limit, bool) or not isinstance(limit, int | float | str) or not (0 < float(limit) < math.inf):
+        raise ConfigError(examples)
+    return float(limit)
+
+
 class Every:
     """When a checkpoint is due.
 

@@ -107,7 +107,7 @@ class RunState:
         if unknown:
             known = sorted({*mine, *theirs})
             hint = nearest(unknown[0], known) or f"; it can name {', '.join(known)}"
-            raise InputError(f"allow names {unknown[0]!r}, which is not compared{hint}")
+            raise InputError(f"resume_allow names {unknown[0]!r}, which is not compared{hint}")
         differ = {
             name: _difference(name, mine.get(name, _MISSING), theirs.get(name, _MISSING))
             for name in {**mine, **theirs}
@@ -118,7 +118,7 @@ class RunState:
             names = "".join(f"{name!r}, " for name in refused).rstrip(" " if len(refused) == 1 else ", ")
             raise CheckpointError(
                 f"the run cannot go on as the same one: {'; '.join(refused.values())}. Set it back, start in another "
-                f"run folder, or say that it may change the result: allow=({names})"
+                f"run folder, or say that it may change the result: resume_allow=({names})"
             )
         versions = [
             f"saved with {name} {version}, going on with {other.versions.get(name, 'none')}"

@@ -24,6 +24,16 @@ def _not_negative(value: Any) -> bool:
     return value is None or value >= 0
 
 
+def _reads(reader: str, text: str) -> bool:
+    from wholebatch import checkpoint  # it needs torch, which most configurations can be checked without
+
+    try:
+        getattr(checkpoint, reader)(text)
+    except ConfigError:
+        return False
+    return True
+
+
 _COUNT = f"a whole number from 1 to {_LARGEST}"
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "batch_size": (_at_least_1, _COUNT),
@@ -37,6 +47,11 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "device": (
         lambda v: re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:\d+)?", v) is not None,
         "auto, cpu, cuda, cuda:<number>, mps, or xpu",
+    ),
+    "checkpoint_every": (lambda v: v is None or _reads("Every", v), "null, or a number of steps, epochs, s, min or h"),
+    "time_limit": (
+        lambda v: v is None or _reads("seconds_of", v),
+        "null, or a time such as 90 (seconds), 10 min or 2 h",
     ),
     "log_every": (_at_least_1, f"null, or {_COUNT}"),
     "run_dir": (lambda v: v is None or bool(v.strip()), "null, or the path of a folder"),

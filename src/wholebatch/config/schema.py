@@ -129,6 +129,10 @@ class Config:
     """auto, cpu, cuda, cuda:1, mps …"""
     run_dir: str | None = None
     """folder of the run; null: runs/<recipe>-<date>-<time> in the current folder"""
+    checkpoint_every: str | None = None
+    """how often to save: 500 steps, 2 epochs, 10 min; null: after an epoch, at most once a minute"""
+    time_limit: str | None = None
+    """time until which to have saved and stopped, such as 2 h or 90 (seconds); null: none"""
     log_every: int | None = None
     """steps between two records of training; null: a record per epoch"""
     data: Data = field(default_factory=Data)

@@ -2,7 +2,7 @@
 
 A number that is not finite is written as ``null``, since JSON has no word for it, and read back as
 NaN (an infinity becomes NaN as well). A last line without its end, left by a run that was killed
-while it wrote, is no record: reading passes over it and :class:`Journal` removes it.
+while it wrote, is no record: reading passes over it, and :class:`wholebatch.checkpoint.Fence` removes it.
 """
 
 from __future__ import annotations
@@ -11,10 +11,13 @@ import json
 import math
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wholebatch.core.errors import RunFolderError
 from wholebatch.core.record import History, Record
+
+if TYPE_CHECKING:
+    from wholebatch.checkpoint import Fence
 
 NAME = "history.jsonl"
 
@@ -90,46 +93,38 @@ def read_history(path: str | os.PathLike[str]) -> History:
 
 
 class Journal:
-    """The open ``history.jsonl`` of a run.
+    """The growing ``history.jsonl`` of a run, written through its fence.
 
     A line that cannot be written (a full disk) is kept and written with the next one: see :meth:`add`.
+
+    Raises:
+        RunFolderError: a line in it that was written to its end is no JSON object; the file is untouched.
+        OSError: it cannot be read or written.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - it stays open for the run
-        try:
-            self._file.seek(0, os.SEEK_END)
-            self.records, self._good = decode(path.read_bytes(), path)
-            self._file.truncate(self._good)
-            whole = self._good == 0 or path.read_bytes().endswith(b"\n")
-            self._waiting = b"" if whole else b"\n"
-        except BaseException:
-            self._file.close()
-            raise
+    def __init__(self, path: Path, fence: Fence) -> None:
+        self._path, self._fence = path, fence
+        self.records = decode(path.read_bytes(), path)[0] if path.exists() else []
+        self._waiting = b""
+        fence.append(path, b"")
 
     def add(self, record: Record) -> None:
         """Write a record.
 
         Raises:
-            OSError: it is not on disk; it will be written by the next call that succeeds.
+            OSError: it is not written; it will be by the next call that succeeds.
+            FencedError: a newer world has the run folder.
         """
         self._waiting += encode(record)
         self.flush()
 
-    def flush(self) -> None:
-        """Write what waits, after removing what a failed call may have left of it."""
-        if not self._waiting:
-            return
-        self._file.truncate(self._good)
-        rest = self._waiting
-        while rest:
-            rest = rest[self._file.write(rest) :]
-        self._good += len(self._waiting)
-        self._waiting = b""
+    def rewrite(self, records: list[Record]) -> None:
+        """Make ``records`` all that the file holds; raises as :meth:`add`."""
+        self._fence.replace(self._path, b"".join(map(encode, records)))
+        self.records, self._waiting = list(records), b""
 
-    def close(self) -> None:
-        """Write what waits and close the file."""
-        try:
-            self.flush()
-        finally:
-            self._file.close()
+    def flush(self) -> None:
+        """Write what waits; raises as :meth:`add`."""
+        if self._waiting:
+            self._fence.append(self._path, self._waiting)
+            self._waiting = b""

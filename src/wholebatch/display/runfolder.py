@@ -1,25 +1,32 @@
 """The folder that a run leaves: ``history.jsonl`` as it goes, ``curves.png`` and ``curves.svg`` of it.
 
-Other files of the folder (``config.yaml``) are given as texts, so that all of them appear together
-or, where the input turns out to be wrong before anything was trained, not at all.
+It is taken (:class:`wholebatch.checkpoint.Fence`) before anything is written, and everything is written through
+that fence, so that a run that was thought dead and wakes up writes nothing into it. Other files of the folder
+(``config.yaml``) are given as texts, so that all of them appear together or, where the input turns out to be wrong
+before anything was trained, not at all.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from wholebatch.core.errors import InputError, InputTypeError, RunFolderError
+from wholebatch.core.errors import FencedError, InputError, InputTypeError, RunFolderError
 from wholebatch.core.record import History, Observer, Record, RunShape
 from wholebatch.display.jsonl import NAME, Journal
 from wholebatch.display.jsonl import read_history as read_history
 from wholebatch.display.output import Output, plain
-from wholebatch.display.writing import write_bytes, write_text
+
+if TYPE_CHECKING:
+    from wholebatch.checkpoint import Fence
 
 _SHARE = 0.05  # of the time may go into pictures
+_CHECKPOINTS = "checkpoints"
 
 
 class RunFolder(Observer):
@@ -32,7 +39,7 @@ class RunFolder(Observer):
     Args:
         path: the folder; its parents are made as well.
         texts: other files by name, e.g. ``{"config.yaml": "..."}``.
-        resume: go on in a folder that holds a history; otherwise such a folder is refused.
+        resume: go on in a folder that holds a run (:meth:`go_on` says from where); otherwise such a one is refused.
         say: takes a warning of one line; standard error by default.
         every: seconds.
         clock: seconds, for tests.
@@ -50,7 +57,8 @@ class RunFolder(Observer):
     ) -> None:
         self.path = Path(path)
         self._texts = dict(texts or {})
-        self._resume = resume
+        self.resume = resume
+        self.fence: Fence | None = None
         self._say = say or (lambda text: Output(sys.stderr).line(plain(text)))
         self._every = every
         self._clock = clock
@@ -75,29 +83,57 @@ class RunFolder(Observer):
             _remove(made)
 
     def prepare(self) -> None:
-        """Make the folder, its texts and an empty history; does nothing the second time.
+        """Make the folder, take it, and write the texts and an empty history; does nothing the second time.
+
+        With ``resume`` the texts wait for :meth:`go_on`, if that is called.
 
         Raises:
             RunFolderError: it cannot be made or written, or it holds another run; nothing is left behind then.
         """
         if self._journal is not None:
             return
+        from wholebatch.checkpoint import Fence  # it needs torch, which drawing a history does not
+
         self._refuse_other_run()
         made: list[Path] = []
         try:
             self._make(made)
-            for name, text in self._texts.items():
-                made += [] if (self.path / name).exists() else [self.path / name]
-                write_text(self.path / name, text)
-            made += [] if (self.path / NAME).exists() else [self.path / NAME]
-            self._journal = Journal(self.path / NAME)
+            within = [_CHECKPOINTS, f"{_CHECKPOINTS}/.generation", *self._texts, NAME]
+            made += [path for path in (self.path / name for name in within) if not path.exists()]
+            self.fence = Fence.take(self.path)
+            if not self.resume:
+                self._write_texts()
+            self._journal = Journal(self.path / NAME, self.fence)
         except BaseException as error:
+            self._close()
             _remove(made)
             if isinstance(error, OSError):
                 raise self._unwritable(error) from error
             raise
         self._made = made
         self._history = History(list(self._journal.records))
+
+    def go_on(self, records: list[Record]) -> None:
+        """Make ``records`` the history, and write the texts: the run goes on from there.
+
+        Raises:
+            RunFolderError: they cannot be written.
+            FencedError: a newer world has the folder.
+        """
+        assert self._journal is not None
+        try:
+            self._write_texts()
+            if records != self._journal.records:
+                self._journal.rewrite(records)
+        except OSError as error:
+            raise self._unwritable(error) from error
+        self._history = History(list(records))
+        self._trained = bool(records)
+
+    def _write_texts(self) -> None:
+        assert self.fence is not None
+        for name, text in self._texts.items():
+            self.fence.replace(self.path / name, text.encode("utf-8"))
 
     def start(self, run: RunShape) -> None:
         """Make the folder; raises as :meth:`prepare`."""
@@ -122,27 +158,46 @@ class RunFolder(Observer):
             self._next = now + max(self._every, (now - began) / _SHARE)
 
     def end(self, history: History, error: BaseException | None) -> None:
-        """Draw and close. A run that wrong input stopped before its first record leaves nothing behind."""
-        journal, self._journal = self._journal, None
+        """Draw, and give the folder back. A run that wrong input stopped before it began leaves nothing behind."""
+        journal = self._journal
         if journal is None:
             return
         try:
-            journal.close()
-        except OSError as failure:
+            journal.flush()
+        except (OSError, FencedError) as failure:
             self._said.discard("history")
             self._warn("history", f"{self.path / NAME} lacks its last records: {failure}")
-        if isinstance(error, (InputError, InputTypeError)) and not self._trained:
-            _remove(self._made)
-        elif self._history.records:
+        wrong = isinstance(error, (InputError, InputTypeError)) and not self._trained and not self._saved()
+        if not wrong and self._history.records:
             self._draw()
+        self._close()
+        if wrong:
+            _remove(self._made)
+
+    def _close(self) -> None:
+        fence, self.fence, self._journal = self.fence, None, None
+        if fence is not None:
+            fence.close()
+
+    def _saved(self) -> bool:
+        """Whether the folder holds a checkpoint."""
+        try:
+            return any(re.fullmatch(r"step-\d+", name) for name in os.listdir(self.path / _CHECKPOINTS))
+        except OSError:
+            return False
+
+    def tell(self, line: str) -> None:
+        """Say a line to whoever takes this folder's warnings."""
+        self._say(plain(line))
 
     def _draw(self) -> None:
         try:
             from wholebatch.display.figures import curves, picture
 
+            assert self.fence is not None
             figure = curves(self._history, title=self._title)
             for kind in ("png", "svg"):
-                write_bytes(self.path / f"curves.{kind}", picture(figure, kind))
+                self.fence.replace(self.path / f"curves.{kind}", picture(figure, kind))
         except Exception as error:  # a picture is only looked at: it must not stop the run
             self._warn("curves", f"the curves in {self.path} cannot be drawn: {type(error).__name__}: {error}")
 
@@ -175,12 +230,14 @@ class RunFolder(Observer):
 
     def _refuse_other_run(self) -> None:
         try:
-            holds = not self._resume and (self.path / NAME).stat().st_size > 0
+            holds = NAME if (self.path / NAME).stat().st_size > 0 else None
         except (OSError, ValueError):
-            return
-        if holds:
+            holds = None
+        if holds is None and "\0" not in str(self.path) and self._saved():
+            holds = _CHECKPOINTS
+        if holds and not self.resume:
             raise RunFolderError(
-                f"the run folder {str(self.path)!r} already holds a run ({NAME}); choose another run_dir, "
+                f"the run folder {str(self.path)!r} already holds a run ({holds}); choose another run_dir, "
                 "or go on with that run with resume=True"
             )
 

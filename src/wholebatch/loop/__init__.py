@@ -1,9 +1,22 @@
-"""The loops: train, evaluate, their metrics and records, the last step made once more, and the timer."""
+"""The loops: train, evaluate, their metrics and records, saving and going on, the last step once more, the timer."""
 
 from wholebatch.loop.again import LastStep, other_micro_batch
 from wholebatch.loop.evaluate import evaluate
+from wholebatch.loop.facts import facts_of
+from wholebatch.loop.keeper import Keeper
 from wholebatch.loop.metrics import Metrics
+from wholebatch.loop.run import Beginning
 from wholebatch.loop.timer import Timer
 from wholebatch.loop.train import train
 
-__all__ = ["LastStep", "Metrics", "Timer", "evaluate", "other_micro_batch", "train"]
+__all__ = [
+    "Beginning",
+    "Keeper",
+    "LastStep",
+    "Metrics",
+    "Timer",
+    "evaluate",
+    "facts_of",
+    "other_micro_batch",
+    "train",
+]

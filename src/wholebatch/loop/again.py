@@ -28,15 +28,24 @@ class LastStep(Observer):
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._steps = 0
+        self._steps = self._made = 0
         self._before: nn.Module | None = None
+
+    def goes_on_after(self, steps: int) -> None:
+        """So many steps were made before the run went on here."""
+        self._made = steps
+
+    @property
+    def kept(self) -> bool:
+        """Whether the run came to its last step here."""
+        return self._before is not None
 
     def start(self, run: RunShape) -> None:
         """Learn how many steps there will be."""
         assert run.steps_per_epoch is not None
         self._steps = run.epochs * run.steps_per_epoch
         self._before = None
-        self._keep(made=0)
+        self._keep(made=self._made)
 
     def step(self, progress: Progress) -> None:
         """Keep the model when one step is left."""

@@ -36,6 +36,7 @@ class Metrics:
         self._ignore_index = ignore_index
         self._metrics = _named(metrics)
         self._device: torch.device | None = None
+        self._incomplete: set[str] = set()  # whose part of this epoch was lost in a restart
 
     def add(self, output: Any, *targets: Any) -> None:
         """Feed one micro-batch."""
@@ -65,10 +66,38 @@ class Metrics:
         if processes.size == 1:
             return self.values(), list(sums)
         self._agree(processes)
-        ours = {name: metric for name, metric in self._metrics.items() if isinstance(metric, Additive)}
+        ours = self._ours()
         wholes: list[Any] = all_reduce_together([*sums, *ours.values()])
         reduced = dict(zip(ours, wholes[len(sums) :], strict=True))
         return self._read({**self._metrics, **reduced}), wholes[: len(sums)]
+
+    def sums_over_processes(self, processes: Processes) -> dict[str, Any]:
+        """Return the states of this library's metrics over all processes, by name; all processes call it."""
+        if processes.size > 1:
+            self._agree(processes)
+        ours = self._ours()
+        wholes = list(ours.values()) if processes.size == 1 else all_reduce_together(list(ours.values()))
+        return {name: whole.state_dict() for name, whole in zip(ours, wholes, strict=True)}
+
+    def load_sums(self, states: Mapping[str, Any], processes: Processes) -> list[str]:
+        """Go on from the sums of all processes: the first one holds them, the others begin with none.
+
+        Returns:
+            Names of metrics that have lost what was fed in the epoch so far, since they are not this library's; they
+            are left out of what is read until the next ``reset``.
+        """
+        self.reset()
+        for name, state in states.items():
+            if name not in self._metrics and self._may_choose and name == "accuracy":
+                self._metrics[name] = Accuracy(state["signature"]["num_classes"], ignore_index=self._ignore_index)
+                self._chooses = False
+            if name in self._metrics and processes.rank == 0:
+                self._metrics[name].load_state_dict(state)
+        self._incomplete = set(self._metrics) - set(states)
+        return sorted(self._incomplete)
+
+    def _ours(self) -> dict[str, Additive]:
+        return {name: metric for name, metric in self._metrics.items() if isinstance(metric, Additive)}
 
     def _agree(self, processes: Processes) -> None:
         """A process that saw no sample has not chosen yet; it chooses what the others have."""
@@ -79,10 +108,11 @@ class Metrics:
         if classes and own is None:
             self._metrics["accuracy"] = Accuracy(classes, ignore_index=self._ignore_index)
 
-    @staticmethod
-    def _read(metrics: Mapping[str, Any]) -> dict[str, float]:
+    def _read(self, metrics: Mapping[str, Any]) -> dict[str, float]:
         values: dict[str, float] = {}
         for name, metric in metrics.items():
+            if name in self._incomplete:
+                continue
             value = metric.value if hasattr(metric, "add") else metric.compute()
             parts = value if isinstance(value, Mapping) else {name: value}
             values.update({str(part): _number(str(part), number) for part, number in parts.items()})
@@ -90,6 +120,7 @@ class Metrics:
 
     def reset(self) -> None:
         """Start anew."""
+        self._incomplete = set()
         for metric in self._metrics.values():
             metric.reset()
 

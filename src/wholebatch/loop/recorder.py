@@ -14,6 +14,8 @@ from wholebatch.loop.metrics import Metrics
 from wholebatch.step import Step, StepReport
 from wholebatch.sums import Accumulator
 
+_COUNTS = ("steps", "samples", "epoch", "within_epoch", "_steps_before")
+
 
 class Recorder:
     """Counts steps and samples, sums losses, and writes the records of one run."""
@@ -24,13 +26,22 @@ class Recorder:
         self._step, self._metrics, self._observers, self._log_every = step, metrics, observers, log_every
         self._of_epoch = Accumulator("loss", "weight")
         self._since_record = Accumulator("loss", "weight")
+        self.within_epoch = False
         self._steps_before = 0
         self._lr: Any = 0.0
         self._begun = time.perf_counter()
 
+    @property
+    def step_in_epoch(self) -> int:
+        """Steps of the epoch that were made."""
+        return self.steps - self._steps_before
+
     def begin_epoch(self) -> None:
-        """An epoch begins."""
+        """An epoch begins, or the one goes on within which a checkpoint was taken."""
+        if self.within_epoch:
+            return
         self.epoch += 1
+        self.within_epoch = True
         self._steps_before = self.steps
         self._of_epoch.reset()
         self._metrics.reset()
@@ -56,12 +67,13 @@ class Recorder:
             self._since_record.reset()
             self._write("step", "train", values)
         if self._observers:
-            progress = Progress(self.epoch, self.steps, self.steps - self._steps_before, self.samples, self._running)
+            progress = Progress(self.epoch, self.steps, self.step_in_epoch, self.samples, self._running)
             for observer in self._observers:
                 observer.step(progress)
 
     def end_epoch(self) -> None:
         """An epoch is over."""
+        self.within_epoch = False
         # reading waits for the device, whose work belongs to the time
         metrics, _ = self._metrics.over_processes(current())
         values = {"loss": _mean(self._of_epoch), **metrics, "lr": float(self._lr)}
@@ -70,6 +82,26 @@ class Recorder:
     def tested(self, values: dict[str, float]) -> None:
         """The model was evaluated on the test data."""
         self._write("epoch", "test", {name: value for name, value in values.items() if name != "samples"})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the counts and the sums of losses, which are those of all processes."""
+        return {
+            **{name: getattr(self, name) for name in _COUNTS},
+            "lr": float(self._lr),
+            "seconds": time.perf_counter() - self._begun,
+            "of_epoch": self._of_epoch.state_dict(),
+            "since_record": self._since_record.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any], records: Sequence[Record]) -> None:
+        """Go on where ``state`` was taken, with the ``records`` that had been written then."""
+        for name in _COUNTS:
+            setattr(self, name, state[name])
+        self._lr = state["lr"]
+        self._begun = time.perf_counter() - state["seconds"]
+        self._of_epoch.load_state_dict(state["of_epoch"])
+        self._since_record.load_state_dict(state["since_record"])
+        self.history.records[:] = [dict(record) for record in records]
 
     def _running(self) -> dict[str, float]:
         """What this process knows without asking the others."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from itertools import islice
+from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import LRScheduler
@@ -14,10 +16,13 @@ from wholebatch.core.record import History, Observer, RunShape
 from wholebatch.data import ArrayDataset, BatchLoader, StreamLoader
 from wholebatch.data.loader import AT_ONCE_BYTES
 from wholebatch.data.window import Window
+from wholebatch.loop.again import LastStep
 from wholebatch.loop.dtypes import explain
+from wholebatch.loop.keeper import Keeper
 from wholebatch.loop.metrics import Metrics
 from wholebatch.loop.modes import begin_training, modes_given_back
 from wholebatch.loop.recorder import Recorder
+from wholebatch.loop.run import Beginning, Run
 from wholebatch.step import MicroBatches, Step, StepReport
 
 
@@ -33,34 +38,78 @@ def train(
     epoch_schedule: LRScheduler | None = None,
     log_every: int | None = None,
     observers: Sequence[Observer] = (),
+    keeper: Keeper | None = None,
+    beginning: Beginning | None = None,
+    facts: dict[str, Any] | None = None,
 ) -> History:
-    """Run ``shape.epochs`` epochs of ``step`` over ``loader``; return the history.
+    """Run ``step`` over ``loader`` until ``shape.epochs`` epochs are done, from ``beginning``; return the history.
 
     Micro-batches go to the device one at a time. What an observer raises ends the training, as any error does, and
-    all observers are told of the end.
+    all observers are told of the end. ``keeper`` saves the run, and stops it before its end.
     """
     processes = current()
     observers = [one for one in observers if processes.rank == 0 or one.every_process]
     recorder = Recorder(step, metrics, observers, log_every)
-    make = _one_step(step, loader)
-    place = None if loader.transform is None else device  # the step itself moves what nothing transforms
-    with modes_given_back(step.model), _watching(step, metrics), _ending(observers, recorder.history):
+    run = Run(step, loader, recorder, metrics, epoch_schedule, facts or {})
+    with ExitStack() as around:
+        if keeper is not None:
+            keeper.begin(run)
+            around.enter_context(keeper)  # the outermost: the end of the observers is still inside
+        if beginning is not None:
+            run.go_on(beginning, processes)
+        around.enter_context(modes_given_back(step.model))
+        around.enter_context(_watching(step, metrics))
+        around.enter_context(_ending(observers, recorder.history))
+        if keeper is not None:
+            around.callback(keeper.close)
         for observer in observers:
+            if isinstance(observer, LastStep):
+                observer.goes_on_after(recorder.steps)
             observer.start(shape)
-        for _ in range(shape.epochs):
-            begin_training(step.model)
-            recorder.begin_epoch()
-            for window in loader.windows(micro_batch, place):
-                recorder.note_rate()
-                recorder.step(make(window))
-            recorder.end_epoch()
-            if epoch_schedule is not None:
-                epoch_schedule.step()
-            for buffer in step.model.buffers():  # running statistics, which each process has of its own part
-                processes.copy_from_first_(buffer)
-            if evaluate is not None:
-                recorder.tested(evaluate())
+        _epochs(run, shape, _windows(run, micro_batch, device), evaluate, keeper)
     return recorder.history
+
+
+def _epochs(
+    run: Run,
+    shape: RunShape,
+    windows: Callable[[], Iterator[Window]],
+    evaluate: Callable[[], dict[str, float]] | None,
+    keeper: Keeper | None,
+) -> None:
+    """Train to the end, or until the keeper says stop."""
+    recorder, make = run.recorder, _one_step(run.step, run.loader)
+    while recorder.epoch < shape.epochs or recorder.within_epoch:
+        begin_training(run.step.model)
+        recorder.begin_epoch()
+        for window in windows():
+            recorder.note_rate()
+            recorder.step(make(window))
+            if keeper is not None and keeper.after_step(run, shape.steps_per_epoch):
+                return
+        score = _end_epoch(run, evaluate)
+        if keeper is not None and keeper.after_epoch(run, score, last=recorder.epoch >= shape.epochs):
+            return
+
+
+def _end_epoch(run: Run, evaluate: Callable[[], dict[str, float]] | None) -> float | None:
+    """Record the epoch and evaluate; return the accuracy where there is one."""
+    run.recorder.end_epoch()
+    if run.epoch_schedule is not None:
+        run.epoch_schedule.step()
+    for buffer in run.step.model.buffers():  # running statistics, which each process has of its own part
+        current().copy_from_first_(buffer)
+    if evaluate is None:
+        return None
+    values = evaluate()
+    run.recorder.tested(values)
+    return values.get("accuracy")
+
+
+def _windows(run: Run, micro_batch: int | None, device: torch.device) -> Callable[[], Iterator[Window]]:
+    """How the batches of an epoch are got, behind those that were made before a restart."""
+    place = None if run.loader.transform is None else device  # the step itself moves what nothing transforms
+    return lambda: islice(run.loader.windows(micro_batch, place), run.skipped_windows(), None)
 
 
 def _one_step(step: Step, loader: BatchLoader | StreamLoader) -> Callable[[Window], StepReport]:

@@ -6,8 +6,12 @@ import logging
 import os
 import signal
 import sys
+import threading
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
 from wholebatch.core.errors import ConfigError
 from wholebatch.parallel.join import SHARING
@@ -40,6 +44,7 @@ def launch(arguments: Sequence[str], processes: int, max_restarts: int = 0) -> i
         monitor_interval=0.2,
         local_addr="localhost",
     )
+    before = _hand_on_requests_to_save()
     try:
         elastic_launch(config, sys.executable)("-m", "wholebatch", *arguments)
     except ChildFailedError as failed:
@@ -47,7 +52,26 @@ def launch(arguments: Sequence[str], processes: int, max_restarts: int = 0) -> i
         return _exit_code(min(codes, key=lambda code: code < 0))  # a process that was stopped is no cause
     except SignalException as stopped:
         return 128 + int(stopped.sigval)
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGUSR1, before)
     return 0
+
+
+def _hand_on_requests_to_save() -> Any:
+    """Send SIGUSR1, which would end this process, on to those that train; return the handler there was, if any."""
+    if not hasattr(signal, "SIGUSR1") or threading.current_thread() is not threading.main_thread():
+        return None
+    return signal.signal(signal.SIGUSR1, lambda number, frame: _tell_workers(number))
+
+
+def _tell_workers(number: int) -> None:
+    """Signal the children that have a rank, as far as the system tells who they are."""
+    for listed in Path(f"/proc/{os.getpid()}/task").glob("*/children"):
+        for child in listed.read_text().split():
+            with suppress(OSError):
+                if b"\0LOCAL_RANK=" in b"\0" + Path(f"/proc/{child}/environ").read_bytes():
+                    os.kill(int(child), number)
 
 
 def _exit_code(code: int) -> int:

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from wholebatch.checkpoint import Fence
 from wholebatch.core.errors import RunFolderError
 from wholebatch.display.jsonl import NAME, Journal, decode, encode, read_history
 
@@ -14,10 +15,10 @@ _RECORDS = [
 
 
 def _write(path, *, resume=()):
-    journal = Journal(path)
-    for record in resume or _RECORDS:
-        journal.add(record)
-    journal.close()
+    with Fence.take(path.parent) as fence:
+        journal = Journal(path, fence)
+        for record in resume or _RECORDS:
+            journal.add(record)
 
 
 def test_round_trip(tmp_path):
@@ -28,11 +29,21 @@ def test_round_trip(tmp_path):
 
 
 def test_every_line_is_on_disk_when_add_returns(tmp_path):
-    journal = Journal(tmp_path / NAME)
-    for count, record in enumerate(_RECORDS, start=1):
-        journal.add(record)
-        assert len(read_history(tmp_path)) == count
-    journal.close()
+    with Fence.take(tmp_path) as fence:
+        journal = Journal(tmp_path / NAME, fence)
+        for count, record in enumerate(_RECORDS, start=1):
+            journal.add(record)
+            assert len(read_history(tmp_path)) == count
+
+
+def test_rewriting_cuts_the_history(tmp_path):
+    _write(tmp_path / NAME)
+    with Fence.take(tmp_path) as fence:
+        journal = Journal(tmp_path / NAME, fence)
+        assert journal.records == _RECORDS
+        journal.rewrite(_RECORDS[:1])
+        journal.add(_RECORDS[2])
+    assert read_history(tmp_path).records == [_RECORDS[0], _RECORDS[2]]
 
 
 def _strict(text):
@@ -79,8 +90,8 @@ def test_a_run_killed_at_any_byte_is_continued(tmp_path_factory, data):
     whole = b"".join(encode(record) for record in _RECORDS)
     cut = data.draw(st.integers(0, len(whole)))
     path.write_bytes(whole[:cut])
-    kept = sum(cut >= len(b"".join(encode(r) for r in _RECORDS[:n])) - 1 for n in (1, 2, 3))
-    assert read_history(path).records == _RECORDS[:kept]
+    kept = sum(cut >= len(b"".join(encode(r) for r in _RECORDS[:n])) for n in (1, 2, 3))
+    assert read_history(path).records[:kept] == _RECORDS[:kept]
     more = {"step": 99, "loss": 0.5}
     _write(path, resume=[more])
     assert read_history(path).records == [*_RECORDS[:kept], more]
@@ -93,8 +104,8 @@ def test_a_damaged_line_in_the_middle_is_an_error(tmp_path):
         RunFolderError, match=r"history.jsonl, line 2: expected one JSON object a line, got '\{\"step\":'"
     ):
         read_history(tmp_path)
-    with pytest.raises(RunFolderError, match="line 2"):
-        Journal(tmp_path / NAME)
+    with Fence.take(tmp_path) as fence, pytest.raises(RunFolderError, match="line 2"):
+        Journal(tmp_path / NAME, fence)
     assert (tmp_path / NAME).read_text().count("\n") == 3  # untouched
 
 
@@ -103,30 +114,17 @@ def test_no_history(tmp_path):
         read_history(tmp_path)
 
 
-def test_a_full_disk_keeps_the_lines_until_there_is_room(tmp_path):
-    journal = Journal(tmp_path / NAME)
-    journal.add(_RECORDS[0])
+def test_a_full_disk_keeps_the_lines_until_there_is_room(tmp_path, monkeypatch):
+    with Fence.take(tmp_path) as fence:
+        journal = Journal(tmp_path / NAME, fence)
+        journal.add(_RECORDS[0])
 
-    class Full:
-        """Takes five bytes and fails."""
+        def full(path, data):
+            raise OSError(28, "No space left on device")
 
-        def __init__(self, file):
-            self.file, self.left = file, 5
-
-        def write(self, data):
-            if not self.left:
-                raise OSError(28, "No space left on device")
-            self.left -= 5
-            return self.file.write(data[:5])
-
-        def __getattr__(self, name):
-            return getattr(self.file, name)
-
-    real, journal._file = journal._file, Full(journal._file)
-    with pytest.raises(OSError, match="No space"):
-        journal.add(_RECORDS[1])
-    assert (tmp_path / NAME).stat().st_size == len(encode(_RECORDS[0])) + 5
-    journal._file = real
-    journal.add(_RECORDS[2])
-    journal.close()
+        with monkeypatch.context() as patch:
+            patch.setattr(fence, "append", full)
+            with pytest.raises(OSError, match="No space"):
+                journal.add(_RECORDS[1])
+        journal.add(_RECORDS[2])
     assert read_history(tmp_path).records == _RECORDS

@@ -1,9 +1,9 @@
 import errno
-import os
 from pathlib import Path
 
 import pytest
 
+from wholebatch.checkpoint import Fence
 from wholebatch.core.errors import InputError, LossError, RunFolderError
 from wholebatch.core.record import History
 from wholebatch.display import figures
@@ -22,7 +22,8 @@ def folder(tmp_path, said):
 
 
 def _names(path):
-    return sorted(file.name for file in path.iterdir())
+    """The files of a folder, without the one that the fence keeps."""
+    return sorted(file.name for file in path.iterdir() if file.name != "checkpoints")
 
 
 def test_a_run_leaves_its_folder(folder, fake_run, said, monkeypatch):
@@ -101,7 +102,7 @@ def test_a_text_that_cannot_be_written_leaves_nothing(folder, tmp_path, monkeypa
     def refuse(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(os, "replace", refuse)
+    monkeypatch.setattr(Fence, "replace", refuse)
     with pytest.raises(RunFolderError, match="No space left"):
         folder.prepare()
     assert list(tmp_path.iterdir()) == []
@@ -110,11 +111,11 @@ def test_a_text_that_cannot_be_written_leaves_nothing(folder, tmp_path, monkeypa
 def test_another_run_is_refused_and_untouched(folder, fake_run, monkeypatch):
     monkeypatch.setattr(figures, "_draw", _cheap)
     fake_run().drive(folder)
-    before = {file.name: file.read_bytes() for file in folder.path.iterdir()}
+    before = {file.name: file.read_bytes() for file in folder.path.iterdir() if file.is_file()}
     for method in ("check", "prepare"):
         with pytest.raises(RunFolderError, match=r"already holds a run .* resume=True"):
             getattr(RunFolder(folder.path, texts={"config.yaml": "other"}), method)()
-    assert {file.name: file.read_bytes() for file in folder.path.iterdir()} == before
+    assert {file.name: file.read_bytes() for file in folder.path.iterdir() if file.is_file()} == before
 
 
 def test_resume_goes_on_after_half_a_line(folder, fake_run, monkeypatch, said):

@@ -1,0 +1,115 @@
+"""A run between two steps, as something that can be saved and gone on from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from wholebatch.checkpoint import RunState, load_plain_state, plain_state
+from wholebatch.core.errors import CheckpointError
+from wholebatch.core.processes import Processes
+from wholebatch.core.record import Record
+from wholebatch.data import BatchLoader, StreamLoader
+from wholebatch.loop.metrics import Metrics
+from wholebatch.loop.recorder import Recorder
+from wholebatch.step import Step
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What a run goes on from.
+
+    Attributes:
+        state: what was saved.
+        records: the history up to there.
+        allow: names of what may differ although it changes the result (:meth:`RunState.check_same`).
+        accepted: called with lines worth saying when the state was taken over, and not where it was refused.
+    """
+
+    state: RunState
+    records: Sequence[Record]
+    allow: Collection[str] = ()
+    accepted: Callable[[list[str]], None] = field(default=lambda lines: None)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that the next step of a run depends on."""
+
+    step: Step
+    loader: BatchLoader | StreamLoader
+    recorder: Recorder
+    metrics: Metrics
+    epoch_schedule: LRScheduler | None
+    facts: dict[str, Any]
+
+    def state(self, sums: dict[str, Any]) -> RunState:
+        """Return it as it is now; tensors are shared.
+
+        Args:
+            sums: of the metrics, over all processes (:meth:`Metrics.sums_over_processes`).
+        """
+        schedule = None if self.epoch_schedule is None else self.epoch_schedule.state_dict()
+        return RunState(
+            model=plain_state(self.step.model),
+            optimizer=self.step.optimizer.state_dict(),
+            step=self.step.state_dict(),
+            loader=self.loader.state_dict(),
+            seed=self.step.seed,
+            batch_size=self.loader.batch_size or 0,
+            data_length=self.loader.samples,
+            sums=sums,
+            history=len(self.recorder.history),
+            config=self.facts,
+            more={"recorder": self.recorder.state_dict(), "epoch_schedule": schedule},
+        )
+
+    def sums(self, processes: Processes) -> dict[str, Any]:
+        """Return the metrics' sums of the epoch so far; all processes call it."""
+        return self.metrics.sums_over_processes(processes) if self.recorder.within_epoch else {}
+
+    def go_on(self, beginning: Beginning, processes: Processes) -> None:
+        """Take over what was saved.
+
+        Raises:
+            CheckpointError: it is of another run, or does not fit; nothing was taken over then, or only in memory.
+            InputError: ``allow`` names something that is not compared.
+        """
+        saved, allow = beginning.state, beginning.allow
+        lines = saved.check_same(self.state({}), allow)
+        try:
+            load_plain_state(self.step.model, saved.model)
+            _load_optimizer(self.step.optimizer, saved.optimizer, keep_settings="optimizer" in allow)
+            self.step.load_state_dict({**saved.step, "seed": self.step.seed})
+            if self.epoch_schedule is not None:
+                self.epoch_schedule.load_state_dict(saved.more["epoch_schedule"])
+            place = {"epoch": saved.loader["epoch"], "consumed": saved.loader.get("consumed", 0)}
+            self.loader.load_state_dict({**self.loader.state_dict(), **place})
+            self.recorder.load_state_dict(saved.more["recorder"], beginning.records)
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            reason = " ".join(str(error).split()[:40])
+            raise CheckpointError(f"the checkpoint does not fit this run ({type(error).__name__}): {reason}") from error
+        lost = self.metrics.load_sums(saved.sums, processes) if self.recorder.within_epoch else []
+        lines += [
+            f"the metric {name} of epoch {self.recorder.epoch} is left out: no checkpoint holds it" for name in lost
+        ]
+        beginning.accepted(lines)
+
+    def skipped_windows(self) -> int:
+        """How many batches of the epoch to pass over: a stream cannot be told where to begin."""
+        return self.recorder.step_in_epoch if isinstance(self.loader, StreamLoader) else 0
+
+
+def _load_optimizer(optimizer: Optimizer, state: dict[str, Any], *, keep_settings: bool) -> None:
+    """Load the state; with ``keep_settings`` the groups keep the settings that they have now."""
+    own = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+    with torch.no_grad():
+        optimizer.load_state_dict(state)
+    if keep_settings:
+        for group, settings in zip(optimizer.param_groups, own, strict=True):
+            group.update(settings)
