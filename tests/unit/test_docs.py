@@ -147,3 +147,9 @@ def write() -> None:
 
 if __name__ == "__main__":
     write()
+
+
+def test_every_page_is_in_the_table_of_contents() -> None:
+    index = (ROOT / "docs" / "index.md").read_text()
+    pages = {path.stem for path in (ROOT / "docs").glob("*.md")} - {"index"}
+    assert pages <= set(index.splitlines())

@@ -118,7 +118,8 @@ class RunState:
             names = "".join(f"{name!r}, " for name in refused).rstrip(" " if len(refused) == 1 else ", ")
             raise CheckpointError(
                 f"the run cannot go on as the same one: {'; '.join(refused.values())}. Set it back, start in another "
-                f"run folder, or say that it may change the result: resume_allow=({names})"
+                f"run folder, or say that it may change the result: resume_allow=({names}), or --allow NAME on the "
+                "command line"
             )
         versions = [
             f"saved with {name} {version}, going on with {other.versions.get(name, 'none')}"
