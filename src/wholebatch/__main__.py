@@ -1,6 +1,6 @@
 """``python -m wholebatch`` is the command ``wholebatch``."""
 
-from wholebatch.cli import main
+from wholebatch.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 import wholebatch
-from wholebatch import cli, config
+from wholebatch import config
+from wholebatch.cli import main as cli
 from wholebatch.core.errors import DataError, InputTypeError, NonFiniteError, PromiseWarning
 
 ENVIRONMENT = {**os.environ, "PYTHONWARNINGS": "default"}
@@ -74,7 +75,7 @@ def run_python(code: str, *words: str, **rest) -> subprocess.Popen[str]:
         "runs.train_recipe = train_recipe\n"
         "sys.modules['wholebatch.runs'] = runs\n"
         "import wholebatch\nwholebatch.runs = runs\n"
-        "from wholebatch.cli import main\nmain()\n"
+        "from wholebatch.cli.main import main\nmain()\n"
     )
     return subprocess.Popen(
         [sys.executable, "-c", script, *words],
@@ -284,8 +285,8 @@ def test_signals_and_warnings_are_given_back(call, runs):
 
 def test_help_loads_none_of_the_heavy_packages_and_is_quick():
     code = (
-        "import sys, wholebatch.cli\n"
-        "try:\n    wholebatch.cli.main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "import sys, wholebatch.cli.main\n"
+        "try:\n    wholebatch.cli.main.main(['--help'])\nexcept SystemExit:\n    pass\n"
         "heavy = ('torch', 'matplotlib', 'omegaconf', 'numpy')\n"
         "print([name for name in heavy if name in sys.modules], file=sys.stderr)"
     )

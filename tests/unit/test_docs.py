@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 import wholebatch as wb
-from wholebatch.cli import main
+from wholebatch.cli.main import main
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
