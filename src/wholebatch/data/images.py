@@ -1,0 +1,53 @@
+"""Read one image: any file that Pillow knows, to uint8 channels first."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from wholebatch.core.errors import DataError
+
+
+def read_image(source: str | Path | bytes, name: str | None = None, mode: str = "RGB") -> Image.Image:
+    """Return the image in a file, or in the bytes of one, upright and wholly decoded.
+
+    Args:
+        source: the file's path, or its content.
+        name: what an error calls it; the path, if none.
+        mode: Pillow's colour mode that it is turned into: "RGB", or "L" for grey levels.
+
+    Raises:
+        DataError: the file is missing, is no image, is cut off or damaged, or is absurdly large; it is named.
+    """
+    name = name or ("an image given as bytes" if isinstance(source, bytes) else str(source))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of damaged metadata; an image that cannot be decoded raises
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+                image.load()
+                return ImageOps.exif_transpose(image).convert(mode)
+    except FileNotFoundError as error:
+        raise DataError(f"there is no image {name}") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DataError(f"the image {name} is too large to be one: {error}") from error
+    except UnidentifiedImageError as error:
+        raise DataError(f"{name} is no image that Pillow can read") from error
+    except Exception as error:  # decoders raise OSError, ValueError, SyntaxError, IndexError, struct.error, …
+        raise DataError(f"the image {name} cannot be read, it is damaged: {error}") from error
+
+
+def as_tensor(image: Image.Image) -> Tensor:
+    """Return the image as uint8 C×H×W, C being 1 for grey levels and 3 for RGB.
+
+    >>> as_tensor(Image.new("RGB", (4, 3), (255, 0, 0))).shape
+    torch.Size([3, 3, 4])
+    """
+    pixels = torch.from_numpy(np.array(image))
+    return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
