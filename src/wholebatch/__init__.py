@@ -35,6 +35,8 @@ _HOME = {
     "evaluate": "api",
     "History": "core.record",
     "Timer": "loop",
+    "LivePlot": "display",
+    "plot": "display",
     "WholebatchError": "core.errors",
     "InputError": "core.errors",
     "InputTypeError": "core.errors",

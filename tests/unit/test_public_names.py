@@ -12,10 +12,10 @@ import wholebatch as wb
 NAMES = {
     "Accuracy", "Accumulator", "BatchError", "ConfigError", "ConstantScheduler", "CosineScheduler", "DataError",
     "FactorScheduler", "GradientAccumulator", "History", "InputError", "InputTypeError", "Joined", "LinearScheduler",
-    "LossError", "Mean", "MicroBatches", "MultiFactorScheduler", "NonFiniteError", "PolynomialScheduler",
+    "LivePlot", "LossError", "Mean", "MicroBatches", "MultiFactorScheduler", "NonFiniteError", "PolynomialScheduler",
     "CheckpointError", "FencedError", "PeerError", "parallel",
     "PromiseWarning", "RunFolderError", "SquareRootScheduler", "Step", "StepReport", "Timer", "TrapezoidScheduler",
-    "Warmup", "WholebatchError", "__version__", "attach", "data", "evaluate", "models", "scale_lr", "train",
+    "Warmup", "WholebatchError", "__version__", "attach", "data", "evaluate", "models", "plot", "scale_lr", "train",
 }  # fmt: skip
 
 REQUIRED: Any = inspect.Parameter.empty
@@ -71,6 +71,12 @@ SIGNATURES: dict[str, dict[str, Any]] = {
         "model": REQUIRED, "data": REQUIRED, "*": None, "metrics": None, "loss": None, "batch_size": ANY,
         "device": "auto",
     },
+    "LivePlot": {"xlabel": None, "ylabel": None, "legend": None, "*": None, "path": None},
+    "LivePlot.add": {"x": REQUIRED},
+    "plot": {
+        "X": REQUIRED, "Y": None, "xlabel": None, "ylabel": None, "legend": None, "xlim": None, "ylim": None,
+        "xscale": "linear", "yscale": "linear", "fmts": None, "figsize": ANY, "axes": None, "*": None, "title": "",
+    },
     "data.digits": {"split": REQUIRED},
     "data.BatchLoader": {
         "dataset": REQUIRED, "batch_size": REQUIRED, "*": None, "seed": 0, "shuffle": True, "drop_last": False,
@@ -87,6 +93,7 @@ ATTRIBUTES = {
                  "state_dict", "load_state_dict"],
     "CosineScheduler": ["base_lr_orig", "max_steps", "get_warmup_lr", "__call__"],
     "Step": ["state_dict", "load_state_dict"],
+    "LivePlot": ["add", "close", "flush", "points", "start", "step", "record", "message", "end", "__enter__"],
     "StepReport": ["loss", "weight", "samples", "grad_norm", "micro_batches", "skipped", "noise_scale"],
     "data.BatchLoader": ["state_dict", "load_state_dict"],
 }  # fmt: skip
