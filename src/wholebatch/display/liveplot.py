@@ -319,16 +319,20 @@ class LivePlot(Observer):
             self._drawing.release()
 
     def _draw(self, place: _Place) -> None:
-        began, place.drawn = self._clock(), self._version
-        self._safely(place.sink.name, lambda: place.sink.draw(self.chart()))
+        began, version = self._clock(), self._version
+        if self._safely(place.sink.name, lambda: place.sink.draw(self.chart())):
+            place.drawn = version
         now = self._clock()
         place.next = now + max(place.sink.interval, (now - began) / _SHARE)
 
-    def _safely(self, topic: str, call: Callable[[], object]) -> None:
+    def _safely(self, topic: str, call: Callable[[], object]) -> bool:
+        """Call it; where that fails say so once and return False."""
         try:
             call()
         except Exception as error:  # a plot is only looked at: it must not stop the run
             self._tell(topic, error)
+            return False
+        return True
 
     def _tell(self, topic: str, error: Exception) -> None:
         if topic not in self._said:
@@ -368,7 +372,7 @@ def _number(value: Any, name: str) -> float:
         return value
     try:
         if not isinstance(value, str):
-            return float(value)
+            return float(value.detach() if hasattr(value, "detach") else value)
         raise TypeError
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:  # RuntimeError: a tensor of several values
         raise InputTypeError(f"{name} needs a number, got {type(value).__name__} {plain(str(value))[:60]!r}") from error

@@ -224,9 +224,7 @@ class FileSink(Sink):
         """Write the picture; raises OSError where that cannot be done."""
         from wholebatch.display.chart_figure import figure_bytes, figure_of
 
-        data = figure_bytes(figure_of(chart), self.path.suffix[1:].lower())
-        if self._write is not None:
-            self._write(self.path, data)
-        else:
+        if self._write is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_bytes(self.path, data)
+        data = figure_bytes(figure_of(chart), self.path.suffix[1:].lower())
+        (self._write or write_bytes)(self.path, data)

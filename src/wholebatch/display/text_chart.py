@@ -93,7 +93,7 @@ class _Vertical:
         log = panel.yscale == "log"
         low, high = bounds([line.y for line in panel.lines], panel.yscale, panel.ylim)
         axis = cls(low, high, log, {})
-        for value, label in ticks(low, high, max(2, rows // 3), log):
+        for value, label in ticks(low, high, max(3, rows // 3), log):
             row = rows - 1 - axis.place(value, rows)
             axis.labels.setdefault(row, label)
         return axis
@@ -182,7 +182,7 @@ def _floor(width: int, margin: int, low: float, high: float, chart: Chart, brail
     label = printable(chart.xlabel)[: width // 2]
     free = 0
     limit = len(numbers) - (len(label) + 2 if label else 0)
-    for value, number in ticks(low, high, max(2, width // 12), across.log):
+    for value, number in ticks(low, high, max(3, width // 12), across.log):
         if chart.whole_x and value != int(value):
             continue
         at = across.place(value, width)
