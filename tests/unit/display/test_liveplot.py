@@ -407,7 +407,7 @@ def test_a_chart_below_the_progress(fake_run, terminal):
     assert "accuracy (%)" in screen.lines
     assert screen.lines[-1].split() == ["1", "2", "3", "4", "epoch"]
     assert screen.cursor
-    assert re.search(r"4/4 batches.*?\n.*?\n *\S* *loss", text)  # while it ran, too
+    assert text.count("a: train loss") > 10  # while it ran, too
 
 
 def test_a_chart_that_fails_leaves_the_progress(fake_run, terminal, monkeypatch, capsys):
