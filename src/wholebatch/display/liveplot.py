@@ -127,8 +127,8 @@ class LivePlot(Observer):
         """Add a point at ``x`` to each line.
 
         ``values`` are numbers (or tensors of one), or one list or mapping of them; ``named`` go to the lines of their
-        names. None leaves a line out; NaN and infinity make a gap in it. A new name makes a new line; without
-        ``legend`` so does a further value.
+        names. None leaves a line out; NaN and infinity make a gap in it. A tensor is read at once, which waits for its
+        device. A new name makes a new line; without ``legend`` so does a further value.
 
         Raises:
             InputError: another number of values than names in ``legend``.
@@ -191,7 +191,6 @@ class LivePlot(Observer):
             self._observed.start(run)
             self._version += 1
         self._progress = None
-        self._title = self._title or run.title
         self._draw_due()
 
     def step(self, progress: Progress) -> None:
@@ -279,7 +278,14 @@ class LivePlot(Observer):
         scale: dict[str, Any] = {"yscale": self._yscale, "ylim": self._ylim}
         if self._yscale != "linear" or self._ylim is not None:
             panels[0] = Panel(panels[0].ylabel, panels[0].lines, **scale)
-        return Chart(panels, xlabel, self._title, self._xscale, self._xlim, whole_x=xlabel in ("epoch", "step"))
+        return Chart(
+            panels,
+            xlabel,
+            self._title or self._observed.title,
+            self._xscale,
+            self._xlim,
+            whole_x=xlabel in ("epoch", "step"),
+        )
 
     def _open(self) -> None:
         """Find out where to draw, at the first drawing."""

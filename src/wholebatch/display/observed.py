@@ -36,6 +36,11 @@ class Observed:
         return None if self._run is None else self._run.run_dir
 
     @property
+    def title(self) -> str:
+        """The title of the run."""
+        return "" if self._run is None else self._run.title
+
+    @property
     def xlabel(self) -> str:
         """What the lines are drawn over."""
         return "epoch" if self._run is not None and self._run.steps_per_epoch else "step"
