@@ -22,7 +22,8 @@ from wholebatch.checkpoint import Every, seconds_of
 from wholebatch.core.errors import ConfigError, InputError, nearest
 from wholebatch.core.record import History, Observer, RunShape
 from wholebatch.data import BatchLoader, StreamLoader, as_loader
-from wholebatch.display import LivePlot, RunFolder, choose
+from wholebatch.display import RunFolder, choose
+from wholebatch.display.liveplot import LivePlot
 from wholebatch.loop import Metrics
 from wholebatch.schedule.piecewise import end_of
 from wholebatch.step import Step

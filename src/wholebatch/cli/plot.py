@@ -63,8 +63,8 @@ def plot(
 
 
 def _runs(runs: list[Path], x: str | None, values: list[str], output: Path | None) -> None:
-    from wholebatch.display import curves, overlay, read_history
-    from wholebatch.display.overlay import names_of
+    from wholebatch.display import curves, read_history
+    from wholebatch.display.overlay import names_of, overlay
 
     _check(output)
     if len(set(map(os.path.abspath, runs))) < len(runs):

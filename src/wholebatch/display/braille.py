@@ -18,7 +18,7 @@ class Canvas:
     >>> canvas = Canvas(3, 1)
     >>> canvas.line(0, 0, 5, 3)
     >>> canvas.text()
-    ['⣀⠤⠊']
+    ['⡠⠔⠊']
     """
 
     def __init__(self, width: int, height: int) -> None:

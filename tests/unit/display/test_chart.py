@@ -52,6 +52,9 @@ def test_nan_is_passed_over_beside_values_and_kept_alone():
     y[5_000:6_000] = np.nan
     few_x, few_y = thin(x, y, 100, 0.0, 1e4)
     assert np.nanmax(few_y) == 9_999
+    smallest, largest = few_y[1::4], few_y[2::4]
+    assert np.isfinite(smallest[few_x[1::4] < 4_900]).all()
+    assert np.isfinite(largest[few_x[2::4] < 4_900]).all()
     assert np.isnan(few_y[(few_x > 5_000) & (few_x < 6_000)]).all()
 
 
