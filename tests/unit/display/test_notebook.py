@@ -43,6 +43,7 @@ CELLS = {
         "    optimizer=lambda p: torch.optim.Adam(p, lr=3e-3), epochs=3, observers=[wb.LivePlot()])"
     ),
     "not closed": "short = wb.LivePlot()\nfor i in range(50): short.add(i, 0.5)",
+    "closed at once": "with wb.LivePlot() as whole:\n    for i in range(50): whole.add(i, 0.5)",
     "last value": "wb.plot([1, 2, 3], {'a': [1, 2, 3], 'b': [3, 2, 1]}, 'epoch')",
     "kept": "figure = wb.plot(wb.CosineScheduler(20, 0.3, 0.01, 5))",
     "asked again": "figure",
@@ -91,7 +92,7 @@ def test_a_training_has_one_output(outputs):
 
 
 def test_what_came_last_is_drawn_when_the_cell_ends(outputs):
-    assert len(pictures(outputs["not closed"])) == 1
+    assert pictures(outputs["not closed"]) == pictures(outputs["closed at once"])
 
 
 def test_a_plot_is_shown_once_in_its_cell_and_again_where_it_is_asked_for(outputs):
