@@ -7,13 +7,11 @@ In a notebook one output is updated in place; elsewhere the figure is an ordinar
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from importlib import import_module
 from typing import Any
 
-import numpy as np
-
-from wholebatch.compat.d2l.figures import FMTS, formats, notebook, plain, pyplot, set_axes, use_svg_display
+from wholebatch.compat.d2l.figures import FMTS, formats, make_room, notebook, plain, pyplot, set_axes, use_svg_display
 from wholebatch.core.errors import InputError
 
 _PAUSE = 0.5  # seconds between two drawings in a notebook
@@ -52,7 +50,6 @@ class Animator:
         self._fig, axes = pyplot().subplots(nrows, ncols, figsize=figsize, squeeze=False)
         self._number = self._fig.number
         self._axes = list(axes.flatten())
-        self._config = (xlabel, ylabel, xlim, ylim, xscale, yscale)
         self._legend = legend
         self._formats = formats(fmts)
         self._lines: list[Any] = []
@@ -61,7 +58,8 @@ class Animator:
         self.X: list[list[Any]] | None = None
         self.Y: list[list[Any]] | None = None
         self.fmts = fmts
-        set_axes(self._axes[0], *self._config, None)
+        set_axes(self._axes[0], xlabel, ylabel, xlim, ylim, xscale, yscale, None)
+        make_room(self._axes[0])
         draw = self._fig.draw
 
         def draw_all(renderer: Any) -> None:
@@ -93,8 +91,8 @@ class Animator:
         Raises:
             InputError: ``x`` and ``y`` are of different lengths.
         """
-        ys = list(y) if np.ndim(plain(y)) or isinstance(y, list | tuple) else [y]
-        xs = list(x) if np.ndim(plain(x)) or isinstance(x, list | tuple) else [x] * len(ys)
+        ys = _values(y)
+        xs = _values(x) if isinstance(plain(x), Sized) else [plain(x)] * len(ys)
         if len(xs) != len(ys):
             raise InputError(f"add() got {len(xs)} values of x and {len(ys)} of y; give one x for all, or one for each")
         if self.X is None or self.Y is None:
@@ -104,8 +102,8 @@ class Animator:
             self.Y.append([])
         for series, (a, b) in enumerate(zip(xs, ys, strict=True)):
             if a is not None and b is not None:
-                self.X[series].append(plain(a))
-                self.Y[series].append(plain(b))
+                self.X[series].append(a)
+                self.Y[series].append(b)
                 self._points += 1
         if self._points <= _ALL:
             self._fill()
@@ -126,6 +124,12 @@ class Animator:
         self._drawn = self._points
         first.relim()
         first.autoscale_view()
+
+
+def _values(given: Any) -> list[Any]:
+    """One number per series."""
+    given = plain(given)
+    return [plain(one) for one in given] if isinstance(given, Sized) else [given]
 
 
 class _Screen:

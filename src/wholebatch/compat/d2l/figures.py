@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from importlib import import_module
 from itertools import count
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor
 from wholebatch.core.errors import InputError
 
 FMTS = ("-", "m--", "g-.", "r:")
+_LEFT, _BELOW = 0.7, 0.5  # inches that tick labels and an axis label take
 _STYLES = ("-", "--", "-.", ":")
 
 
@@ -105,6 +106,16 @@ def plot(
     for x, y, fmt in zip(xs, ys, formats(fmts), strict=False):
         axes.plot(y, fmt) if x is None or not len(x) else axes.plot(x, y, fmt)
     set_axes(axes, xlabel, ylabel, xlim, ylim, xscale, yscale, legend)
+    make_room(axes)
+
+
+def make_room(axes: Any) -> None:
+    """Leave the labels of a figure's only axes room beside it: on the book's small figures they were cut off."""
+    figure = axes.get_figure()
+    if len(figure.axes) == 1 and figure.get_layout_engine() is None:
+        width, height = figure.get_size_inches()
+        now = figure.subplotpars
+        figure.subplots_adjust(left=max(now.left, _LEFT / width), bottom=max(now.bottom, _BELOW / height))
 
 
 def formats(fmts: Sequence[str]) -> Iterator[str]:
@@ -122,8 +133,9 @@ def plain(value: Any) -> Any:
     """Return a number, or an array, without graph and device; None stays."""
     if isinstance(value, Tensor):
         value = value.detach().cpu()
-        return value.item() if value.ndim == 0 else value.float().numpy() if _is_small(value) else value.numpy()
-    return value.item() if isinstance(value, np.generic) else value
+        value = value.float().numpy() if _is_small(value) else value.numpy()
+    scalar = isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0)
+    return value.item() if scalar else value
 
 
 def _is_small(tensor: Tensor) -> bool:
@@ -136,7 +148,7 @@ def _series(given: Any) -> list[Any]:
     if isinstance(given, Tensor | np.ndarray) and given.ndim == 1:
         return [plain(given)]
     parts = [plain(part) for part in given]
-    if not any(np.ndim(part) or hasattr(part, "__len__") for part in parts):
+    if not any(isinstance(part, Sized) for part in parts):
         return [parts]
     return [part if isinstance(part, np.ndarray) else [plain(one) for one in part] for part in parts]
 
