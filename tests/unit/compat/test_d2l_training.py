@@ -56,7 +56,7 @@ def by_hand(net: nn.Module, lr: float, epochs: int, reduction: str) -> list[floa
             losses = F.cross_entropy(scores, y, reduction="none")
             (losses.sum() if reduction == "sum" else losses.mean()).backward()
             optimizer.step()
-            total += float(losses.sum())
+            total += float(losses.detach().sum())
             correct += int((scores.argmax(1) == y).sum())
         net.eval()
         list(loader(False))  # an evaluation draws from the generator, too
@@ -170,7 +170,9 @@ def test_chapter_6_draws_xavier_weights_for_lazy_layers_too() -> None:
     net = nn.Sequential(d2l.Residual(3, use_1x1conv=True), nn.Flatten(), nn.LazyLinear(4))
     d2l.train_ch6(net, loader(False), loader(False), 1, 1e-12, "cpu")
     bound = (6 / (3 * 36 + 4)) ** 0.5
-    assert bound * 0.9 < float(net[2].weight.abs().max()) <= bound  # torch's own would be below (1 / 108) ** 0.5
+    assert (
+        bound * 0.9 < float(net[2].weight.detach().abs().max()) <= bound
+    )  # torch's own would be below (1 / 108) ** 0.5
 
 
 def test_chapter_13_steps_on_the_sum(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,13 +200,12 @@ def test_one_batch_of_chapter_13() -> None:
     torch.manual_seed(4)
     scores = theirs(X)
     losses(scores, y).sum().backward()
-    for parameter in theirs.parameters():
-        parameter.data -= 0.01 * parameter.grad
+    torch.optim.SGD(theirs.parameters(), lr=0.01).step()
     assert same(ours, theirs)
     assert ours.training
     assert isinstance(total, Tensor)
     assert not total.requires_grad
-    assert float(total) == pytest.approx(float(losses(scores, y).sum()), rel=1e-6)
+    assert float(total) == pytest.approx(float(losses(scores, y).detach().sum()), rel=1e-6)
     assert type(correct) is float
     assert correct == int((scores.argmax(1) == y).sum())
 
