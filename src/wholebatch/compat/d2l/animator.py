@@ -7,7 +7,7 @@ In a notebook one output is updated in place; elsewhere the figure is an ordinar
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence, Sized
+from collections.abc import Iterable, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -92,7 +92,7 @@ class Animator:
             InputError: ``x`` and ``y`` are of different lengths.
         """
         ys = _values(y)
-        xs = _values(x) if isinstance(plain(x), Sized) else [plain(x)] * len(ys)
+        xs = _values(x) if isinstance(plain(x), Iterable) else [plain(x)] * len(ys)
         if len(xs) != len(ys):
             raise InputError(f"add() got {len(xs)} values of x and {len(ys)} of y; give one x for all, or one for each")
         if self.X is None or self.Y is None:
@@ -129,7 +129,7 @@ class Animator:
 def _values(given: Any) -> list[Any]:
     """One number per series."""
     given = plain(given)
-    return [plain(one) for one in given] if isinstance(given, Sized) else [given]
+    return [plain(one) for one in given] if isinstance(given, Iterable) else [given]
 
 
 class _Screen:
