@@ -121,6 +121,13 @@ def test_limits_that_are_not_given_follow_the_points() -> None:
         assert 10 * x <= high < 10 * x + 10
 
 
+def test_a_legend_with_a_name_twice_or_too_few_names() -> None:
+    for legend, shown in ((["a", "a", "b"], ["a", "a", "b"]), (["a"], ["a"]), (list("abcd"), ["a", "b", "c"])):
+        animator = d2l.Animator(legend=legend)
+        animator.add(1, (1, 2, 3))
+        assert [text.get_text() for text in animator.axes[0].get_legend().get_texts()] == shown
+
+
 def test_several_axes() -> None:
     animator = d2l.Animator(nrows=2, ncols=2)
     assert len(animator.axes) == 4
@@ -150,11 +157,11 @@ def test_many_points_are_all_kept_drawn_when_looked_at_and_linear_in_time() -> N
 def test_savefig_finds_the_last_point_without_asking_the_animator() -> None:
     animator = d2l.Animator()
     axes = animator.axes[0]
-    for x in range(1_500):
+    for x in range(500):
         animator.add(x, (x % 7,))
-    assert len(axes.lines[0].get_xdata()) < 1_500  # it is not drawn at every addition …
+    assert len(axes.lines[0].get_xdata()) < 500  # it is not drawn at every addition …
     d2l.plt.gcf().canvas.draw()
-    assert len(axes.lines[0].get_xdata()) == 1_500  # … but nobody sees a picture without it
+    assert len(axes.lines[0].get_xdata()) == 500  # … but nobody sees a picture without it
 
 
 def test_images_in_rows() -> None:

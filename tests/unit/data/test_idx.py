@@ -78,6 +78,16 @@ def test_a_wrong_file_is_named_with_what_is_wrong(tmp_path: Path, data: bytes, s
     assert "fetch the file again" in str(error.value)
 
 
+def test_a_file_larger_than_what_is_read_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(idx, "_CHUNK", 4)
+    path = tmp_path / "pieces"
+    path.write_bytes(GOOD)
+    assert read_idx(path).tolist() == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+    path.write_bytes(GOOD + b"\0")
+    with pytest.raises(DataError, match="has bytes left over"):
+        read_idx(path)
+
+
 def test_a_file_that_is_not_there_or_is_none(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"there is no IDX file .*nowhere"):
         read_idx(tmp_path / "nowhere")

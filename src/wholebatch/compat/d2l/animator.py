@@ -16,7 +16,7 @@ from wholebatch.core.errors import InputError
 
 _PAUSE = 0.5  # seconds between two drawings in a notebook
 _SHARE = 10  # and so many times what the last one took
-_ALL = 1000  # up to so many points every one goes into its line at once
+_ALL = 300  # up to so many points every one goes into its line at once
 
 
 class Animator:
@@ -118,8 +118,8 @@ class Animator:
             if series == len(self._lines):
                 self._lines += first.plot([], [], next(self._formats))
                 if self._legend:
-                    named = dict(zip(self._legend, self._lines, strict=False))
-                    first.legend(named.values(), named.keys())
+                    named = self._lines[: len(self._legend)]
+                    first.legend(named, self._legend[: len(named)])
             self._lines[series].set_data(x, y)
         self._drawn = self._points
         first.relim()
