@@ -295,7 +295,7 @@ class Endless:
 
 def test_a_loader_without_a_length(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     animators = kept(monkeypatch)
-    d2l.train_ch6(small_net(), Endless(), Endless(), 2, 0.1, "cpu")
+    d2l.train_ch6(small_net(), Endless(), Endless(), 2, 0.1)
     assert animators[0].X[0] == pytest.approx([1, 1.2, 1.4, 1.6, 1.8, 2])  # its length is known after an epoch
     assert re.search(LINES, capsys.readouterr().out)
 

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from wholebatch.compat.d2l.accumulator import Accumulator
 from wholebatch.compat.d2l.animator import Animator
-from wholebatch.compat.d2l.devices import try_all_gpus
+from wholebatch.compat.d2l.devices import try_all_gpus, try_gpu
 from wholebatch.compat.d2l.evaluation import accuracy, evaluate_accuracy, evaluate_accuracy_gpu, loss_sum
 from wholebatch.compat.d2l.fashion import get_fashion_mnist_labels
 from wholebatch.compat.d2l.figures import show_images
@@ -86,17 +86,19 @@ def predict_ch3(net: Callable[..., Tensor], test_iter: Iterable[Any], n: int = 6
 
 
 def train_ch6(
-    net: nn.Module, train_iter: Iterable[Any], test_iter: Iterable[Any], num_epochs: int, lr: float, device: Any
+    net: nn.Module, train_iter: Iterable[Any], test_iter: Iterable[Any], num_epochs: int, lr: float, device: Any = None
 ) -> None:
     """Train on one device by SGD on the *mean* cross entropy, from weights drawn anew (Xavier uniform), and draw.
 
-    Prints ``training on`` the device at first, and at last the loss, the accuracies and the samples per second.
+    Prints ``training on`` the device at first, and at last the loss, the accuracies and the samples per second. Without
+    ``device``, as early editions allowed, it is :func:`try_gpu` at the time of the call.
 
     Raises:
         ConfigError: ``num_epochs`` is below 1.
         DataError: there are no data.
     """
     _check(num_epochs)
+    device = try_gpu() if device is None else device
     _settle(net, train_iter)
     net.apply(_xavier)
     print("training on", device, flush=True)
