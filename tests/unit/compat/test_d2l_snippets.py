@@ -285,7 +285,7 @@ def test_lenet_in_a_notebook(book: Any, tmp_path: Path, monkeypatch: pytest.Monk
     assert re.fullmatch("training on cpu\n" + LAST, text[0])
     assert text[1:] == ["done\n", "301\n", ""]
     assert [len(shown) for shown in pictures] == [1, 1, 1, 1]  # one picture a cell, however often it was drawn
-    assert "<!-- 250 -->" in pictures[1][0]  # the last points, added between two drawings, are in it
+    assert "<!-- 300 -->" in pictures[1][0]  # the last points, added between two drawings, are in it
 
 
 def test_without_the_files_the_message_says_where_they_were_looked_for(
