@@ -86,3 +86,9 @@ def test_predictions_are_shown_with_both_names(flat: bool) -> None:
     assert np.allclose(cells[1].images[0].get_array(), X[1].reshape(28, 28))
     d2l.predict_ch3(lambda X: torch.eye(10)[[9, 9, 1]], [(X, y)])  # fewer than six
     assert len(d2l.plt.gcf().axes) == 3
+
+
+def test_predictions_of_images_of_another_size() -> None:
+    X = torch.rand(2, 1, 8, 6)
+    d2l.predict_ch3(lambda X: torch.eye(10)[[9, 9]], [(X, torch.tensor([9, 0]))])
+    assert np.allclose(d2l.plt.gcf().axes[1].images[0].get_array(), X[1, 0])
