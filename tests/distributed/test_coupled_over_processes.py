@@ -46,7 +46,7 @@ class Contrast(nn.Module):
 
 
 def encode(model: Towers, batch: Any) -> tuple[Tensor, ...]:
-    return model(batch[0]), batch[1], batch[1] != 2, model.log_scale.exp()
+    return model(batch[0]), batch[1].to(torch.int16), batch[1] != 2, model.log_scale.exp()
 
 
 def data() -> tuple[Tensor, Tensor]:

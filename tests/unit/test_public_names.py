@@ -15,7 +15,7 @@ NAMES = {
     "LossError", "Mean", "MicroBatches", "MultiFactorScheduler", "NonFiniteError", "PolynomialScheduler",
     "CheckpointError", "FencedError", "PeerError", "parallel",
     "PromiseWarning", "RunFolderError", "SquareRootScheduler", "Step", "StepReport", "Timer", "TrapezoidScheduler",
-    "Warmup", "WholebatchError", "__version__", "attach", "data", "evaluate", "models", "scale_lr", "train",
+    "Warmup", "WholeBatchLoss", "WholebatchError", "__version__", "attach", "data", "evaluate", "models", "scale_lr", "train",
 }  # fmt: skip
 
 REQUIRED: Any = inspect.Parameter.empty
@@ -56,6 +56,7 @@ SIGNATURES: dict[str, dict[str, Any]] = {
     },
     "Step.__call__": {"batch": REQUIRED, "position": None},
     "Step.load_state_dict": {"state": REQUIRED},
+    "WholeBatchLoss": {"encode": REQUIRED, "loss": REQUIRED},
     "MicroBatches": {"iterator": REQUIRED, "samples": None},
     "GradientAccumulator": {"model": REQUIRED},
     "GradientAccumulator.add": {"losses": REQUIRED, "weights": None},

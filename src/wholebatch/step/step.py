@@ -138,7 +138,7 @@ class Step:
             nonfinite=self.nonfinite,
             where=f"step {self.calls}",
             weight=weight,
-            fixed_weight=1 if self._loss.coupled else self._loss.whole_weight,
+            fixed_weight=1.0 if self._loss.coupled else self._loss.whole_weight,
             error=error,
         )
         if report.skipped:

@@ -172,7 +172,8 @@ def test_draws_of_the_models_own_are_replayed() -> None:
 
     def noisy(model: nn.Module, piece: Any) -> tuple[Tensor, ...]:
         a, b = model(piece)
-        a = a + 0.1 * torch.randn_like(a)
+        if step.calls:  # after a step without draws the generators are left alone
+            a = a + 0.1 * torch.randn_like(a)
         seen.append(a.detach())
         return a, b, piece[2]
 
@@ -182,6 +183,22 @@ def test_draws_of_the_models_own_are_replayed() -> None:
         step(batch())
         assert torch.equal(seen[0], seen[2])
         assert torch.equal(seen[1], seen[3])
+
+
+def test_every_step_has_masks_of_its_own_inside_the_loss() -> None:
+    masks = []
+
+    def watching(a: Tensor, b: Tensor, labels: Tensor) -> Tensor:
+        masks.append(F.dropout(torch.ones(SAMPLES, 4), 0.5))
+        return (a * b).sum()
+
+    model = Towers()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    step = wb.Step(model, optimizer, wb.WholeBatchLoss(encode, watching), micro_batch=4)
+    for _ in range(2):
+        step(batch())
+    seen = [mask for mask in masks if mask.any()]  # those of a probe are all kept, of value 1
+    assert not torch.equal(seen[0], seen[-1])
 
 
 def test_a_parameter_of_the_model_inside_the_loss_gets_its_gradient_once() -> None:
