@@ -15,7 +15,8 @@ NAMES = {
     "LossError", "Mean", "MicroBatches", "MultiFactorScheduler", "NonFiniteError", "PolynomialScheduler",
     "CheckpointError", "FencedError", "PeerError", "parallel",
     "PromiseWarning", "RunFolderError", "SquareRootScheduler", "Step", "StepReport", "Timer", "TrapezoidScheduler",
-    "Warmup", "WholeBatchLoss", "WholebatchError", "__version__", "attach", "data", "evaluate", "models", "scale_lr", "train",
+    "Warmup", "WholeBatchLoss", "WholebatchError", "__version__", "attach", "data", "evaluate", "models",
+    "scale_lr", "train",
 }  # fmt: skip
 
 REQUIRED: Any = inspect.Parameter.empty
