@@ -31,6 +31,7 @@ _HOME = {
     "StepReport": "step",
     "GradientAccumulator": "step",
     "MicroBatches": "step",
+    "WholeBatchLoss": "step",
     "train": "api",
     "evaluate": "api",
     "History": "core.record",

@@ -15,7 +15,8 @@ NAMES = {
     "LivePlot", "LossError", "Mean", "MicroBatches", "MultiFactorScheduler", "NonFiniteError", "PolynomialScheduler",
     "CheckpointError", "FencedError", "PeerError", "parallel",
     "PromiseWarning", "RunFolderError", "SquareRootScheduler", "Step", "StepReport", "Timer", "TrapezoidScheduler",
-    "Warmup", "WholebatchError", "__version__", "attach", "data", "evaluate", "models", "plot", "scale_lr", "train",
+    "Warmup", "WholeBatchLoss", "WholebatchError", "__version__", "attach", "data", "evaluate", "models", "plot",
+    "scale_lr", "train",
 }  # fmt: skip
 
 REQUIRED: Any = inspect.Parameter.empty
@@ -57,6 +58,7 @@ SIGNATURES: dict[str, dict[str, Any]] = {
     },
     "Step.__call__": {"batch": REQUIRED, "position": None},
     "Step.load_state_dict": {"state": REQUIRED},
+    "WholeBatchLoss": {"encode": REQUIRED, "loss": REQUIRED},
     "MicroBatches": {"iterator": REQUIRED, "samples": None},
     "GradientAccumulator": {"model": REQUIRED},
     "GradientAccumulator.add": {"losses": REQUIRED, "weights": None},

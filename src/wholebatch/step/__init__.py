@@ -1,8 +1,9 @@
 """One exact optimizer step: the loss contract, cutting, summing gradients, keyed dropout."""
 
+from wholebatch.step.coupled import WholeBatchLoss
 from wholebatch.step.gradient import GradientAccumulator
 from wholebatch.step.report import StepReport
 from wholebatch.step.step import Step
 from wholebatch.step.window import MicroBatches
 
-__all__ = ["GradientAccumulator", "MicroBatches", "Step", "StepReport"]
+__all__ = ["GradientAccumulator", "MicroBatches", "Step", "StepReport", "WholeBatchLoss"]

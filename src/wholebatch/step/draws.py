@@ -120,11 +120,14 @@ class Draws:
         if self._device is not None and state[1] is not None:
             self._device.set_state(state[1])
 
-    def micro_batch(self, step: int, position: int, samples: int) -> None:
-        """A micro-batch begins: ``samples`` samples from ``position`` in the whole batch on."""
+    def micro_batch(self, step: int, position: int, samples: int, twice: bool = False) -> None:
+        """A micro-batch begins: ``samples`` samples from ``position`` in the whole batch on.
+
+        One that is run ``twice`` is seeded in any case, so that it draws the same again.
+        """
         self._step, self._position, self._samples = step, position, samples
         self._probed_shapes = None
-        if self._calls:
+        if self._calls or twice:
             self._calls.clear()
             self._seeding = True
         if not self._seeding:

@@ -141,6 +141,19 @@ class GradientAccumulator:
             self._weights.append(weight)
         self.samples += samples
 
+    def add_outputs(self, pairs: Sequence[tuple[Tensor, Tensor]], loss_sum: Tensor, samples: int) -> None:
+        """Run backward from outputs with their gradients (which hold ``scale``) and count ``loss_sum``."""
+        if pairs:
+            outputs, gradients = zip(*pairs, strict=True)
+            torch.autograd.backward(outputs, gradients)
+        self._sums.append(loss_sum)
+        self.samples += samples
+
+    @property
+    def scale(self) -> float:
+        """What every gradient is multiplied by until it is divided: a power of two, 1 unless there is float16."""
+        return self._scale
+
     def _upstream(self, loss_sum: Tensor) -> Tensor:
         """The gradient that backward begins with: the scale, kept from one micro-batch to the next."""
         kept = self._begins

@@ -39,6 +39,7 @@ class LossCall:
     module: nn.Module | None = None  # holds parameters and buffers of the loss itself, if it has any
     shows_output: bool = False  # whether ``forward`` gives the model's output, which metrics can look at
     whole_weight: float | None = None  # the weight of the whole batch where it does not add over micro-batches
+    coupled: bool = False  # whether it needs the whole batch at once
 
     def ahead(self, batch: Any) -> Divisor | None:
         """Return the weight of ``batch`` where its targets alone tell, else None."""
@@ -64,6 +65,8 @@ def bind(loss: Any) -> LossCall:
         InputTypeError: it is no callable.
         LossError: a loss of torch with an unknown reduction.
     """
+    if isinstance(loss, LossCall):
+        return loss
     if isinstance(loss, nn.Module):
         name = reductions.name_of_module(loss)
         return ModuleLoss(loss) if name is None else TorchLoss.of_module(name, loss)

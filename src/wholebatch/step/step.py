@@ -6,16 +6,17 @@ import contextlib
 import functools
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from wholebatch.core import cuts, processes, tree
+from wholebatch.core import cuts, keys, processes, tree
 from wholebatch.core.errors import BatchError, InputError
 from wholebatch.step import losses
+from wholebatch.step.coupled import Replayed, TwoPasses, WholeBatchLoss
 from wholebatch.step.draws import Draws
 from wholebatch.step.gradient import GradientAccumulator, check_clip_norm, check_held, check_nonfinite, check_optimizer
 from wholebatch.step.losses import targets_of
@@ -41,7 +42,7 @@ class Step:
         optimizer: any ``torch.optim.Optimizer`` that steps without a closure.
         loss: a loss of ``torch.nn`` or ``torch.nn.functional``; another module, called ``loss(output, *targets)``;
             or a function ``f(model, batch)``. The last two give unreduced losses or a pair
-            (:mod:`wholebatch.step.losses`).
+            (:mod:`wholebatch.step.losses`). A :class:`WholeBatchLoss` couples the samples of the batch.
         micro_batch: samples of one forward/backward; "auto" takes the whole batch at once.
         clip_norm: the largest 2-norm of the finished gradient.
         precision: "fp32" (the model's own dtype) or "bf16" (autocast).
@@ -137,7 +138,7 @@ class Step:
             nonfinite=self.nonfinite,
             where=f"step {self.calls}",
             weight=weight,
-            fixed_weight=self._loss.whole_weight,
+            fixed_weight=1.0 if self._loss.coupled else self._loss.whole_weight,
             error=error,
         )
         if report.skipped:
@@ -238,9 +239,57 @@ class Step:
         before = None if _UNKNOWN in counts else sum(counts[: self._processes.rank])
         return before if position is None else position, max(1, sum(count for count in counts if count > 0))
 
+    # a loss of the whole batch ------------------------------------------------------------------------
+
+    def _run_coupled(self, pieces: Iterator[tuple[int, int, Any]], position: int | None) -> None:
+        draws, again = self._draws, Replayed(self._device)
+        if draws is not None:
+            draws.unplaced = position is None
+        with contextlib.nullcontext() if draws is None else draws:
+            window = list(pieces)
+
+            def encode(number: int) -> tuple[Tensor, ...]:
+                start, samples, piece = window[number]
+                if draws is None:
+                    again.micro_batch(number)
+                else:
+                    draws.micro_batch(self.calls, (position or 0) + start, samples, twice=True)
+                    draws.probe = functools.partial(self._probe, piece, samples)
+                piece = self._begin(piece, start)
+                with self._autocast():
+                    return self._coupled.forward(self.model, piece)
+
+            known = {id(p) for group in self.optimizer.param_groups for p in group["params"]}.union(
+                map(id, self._others)
+            )
+            passes = TwoPasses([samples for _, samples, _ in window], encode, self._of_whole, known)
+            passes.run(self.model, self._processes, self._accumulator)
+            if draws is not None:
+                draws.probe = None
+                if window and draws.unkeyed() and not self._promise.knows_of_draws():
+                    start, samples, piece = window[-1]
+                    self._tell_draws(piece, (position or 0) + start, samples)
+
+    def _of_whole(self, representations: tuple[Tensor, ...], samples: int) -> Tensor:
+        """The loss, with draws of its own, alike on every process."""
+
+        def probe(first: int, stop: int) -> None:
+            less = stop <= samples
+            other = tree.cut(representations, first, stop, samples) if less else tree.double(representations)
+            with torch.no_grad(), self._autocast():
+                self._coupled.of_whole(other)
+
+        with Draws(keys.key(self.seed, "coupled"), self._device) as draws, self._autocast():
+            draws.micro_batch(self.calls, 0, samples, twice=True)
+            draws.probe = probe
+            return self._coupled.of_whole(representations)
+
     # one micro-batch ------------------------------------------------------------------------------
 
     def _run_all(self, pieces: Iterator[tuple[int, int, Any]], position: int | None, weigh: bool) -> None:
+        if self._loss.coupled:
+            self._run_coupled(pieces, position)
+            return
         if self._draws is None:
             for start, samples, piece in pieces:
                 self._run(piece, start, samples, weigh)
@@ -263,18 +312,21 @@ class Step:
             self._tell_draws(piece, position + start, samples)
 
     def _run(self, piece: Any, start: int, samples: int, weigh: bool) -> None:
-        if self._promise.at_risk and (start or self._processes.size > 1):
-            self._promise.cut()
-        if self._power.vectors:
-            self._power.micro_batch(first=start == 0)
-        if self._device.type != "cpu":
-            piece = tree.to_device(piece, self._device)
+        piece = self._begin(piece, start)
         with self._autocast():
             output = self._loss.forward(self.model, piece)
             loss_sum, weight = self._loss.summed(output, piece, start, samples, weigh)
         if self.watch is not None and self._loss.shows_output:
             self.watch(tree.map_tensors(Tensor.detach, output), *targets_of(piece))
         self._accumulator.add_sum(loss_sum, weight, samples)
+
+    def _begin(self, piece: Any, start: int) -> Any:
+        """The micro-batch on the model's device, and what has to be done before it runs."""
+        if self._promise.at_risk and (start or self._processes.size > 1):
+            self._promise.cut()
+        if self._power.vectors:
+            self._power.micro_batch(first=start == 0)
+        return piece if self._device.type == "cpu" else tree.to_device(piece, self._device)
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         """A new one each time: a context of autocast that is entered again while it is open never closes."""
@@ -308,6 +360,10 @@ class Step:
 
         names = layers_that_draw(self.model, forward, draws, mark) or ["the backward pass"]
         self._promise.drawn(names)
+
+    @property
+    def _coupled(self) -> WholeBatchLoss:
+        return cast(WholeBatchLoss, self._loss)
 
     def _of_loss(self) -> list[tuple[str, Tensor]]:
         module = self._loss.module
