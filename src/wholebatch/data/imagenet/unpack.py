@@ -132,7 +132,7 @@ def _begin(archive: Path, partial: Path) -> None:
         shutil.rmtree(partial)
     partial.mkdir(exist_ok=True)
     write_whole(said, origin)
-    for rest in [*partial.glob(f".*{_UNFINISHED}"), *partial.glob(f"*/.*{_UNFINISHED}")]:
+    for rest in [*partial.glob(f".*{_UNFINISHED}"), *partial.glob(f"*/.*{_UNFINISHED}"), *partial.glob(".*.tmp")]:
         shutil.rmtree(rest) if rest.is_dir() else rest.unlink()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import tarfile
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ TENCH, KIT_FOX, TISSUE = "n01440764", "n02119789", "n15075141"  # labels 0, 278,
 SIZES = ((40, 31), (24, 60), (33, 33), (90, 25))
 
 
+@functools.cache
 def encoded(number: int, size: tuple[int, int] = (40, 31), kind: str = "JPEG", mode: str = "RGB") -> bytes:
     pixels = np.random.default_rng(number).integers(0, 256, (size[1] // 4, size[0] // 4, 3), dtype=np.uint8)
     image = Image.fromarray(pixels).resize(size).convert(mode)

@@ -107,7 +107,11 @@ def test_a_config_may_be_nothing_a_dict_or_a_node(tree):
     train = ImageNetTrain(node, data_root=tree.root)
     assert train[0]["image"].shape == (20, 20, 3)
     assert len(train) == 8
-    both = {"size": 20, "ImageNetTrain": {"random_crop": False}, "ImageNetValidation": {"random_crop": True, "size": 18}}
+    both = {
+        "size": 20,
+        "ImageNetTrain": {"random_crop": False},
+        "ImageNetValidation": {"random_crop": True, "size": 18},
+    }
     assert ImageNetTrain(both, data_root=tree.root).random_crop is False
     val = ImageNetValidation(both, data_root=tree.root)
     assert val.random_crop is True
@@ -150,7 +154,9 @@ def test_a_config_of_another_kind_is_refused(tmp_path):
 def expected(path, size, crop, left, top):
     image = Image.open(path).convert("RGB")
     least = min(image.size)
-    image = image.resize((round(image.width * size / least), round(image.height * size / least)), Image.Resampling.BICUBIC)
+    image = image.resize(
+        (round(image.width * size / least), round(image.height * size / least)), Image.Resampling.BICUBIC
+    )
     pixels = np.asarray(image)[top : top + crop, left : left + crop]
     return pixels.astype(np.float32) / np.float32(127.5) - np.float32(1), image.size
 
@@ -196,7 +202,9 @@ def test_every_place_is_drawn_and_keyed_by_seed_epoch_and_sample(tree):
         (again,) = train.keyed_samples([2], seed=5, epoch=epoch)
         assert again["image"].tobytes() == item["image"].tobytes()
     assert set(seen.values()) == set(corners.values())
-    assert [corners[train.keyed_samples([2], seed=6, epoch=e)[0]["image"].tobytes()] for e in seen] != list(seen.values())
+    assert [corners[train.keyed_samples([2], seed=6, epoch=e)[0]["image"].tobytes()] for e in seen] != list(
+        seen.values()
+    )
     alone = [corners[train.keyed_samples([1, 2], seed=5, epoch=e)[1]["image"].tobytes()] for e in seen]
     assert alone == list(seen.values())
     train.set_epoch(7)
@@ -230,9 +238,10 @@ def test_a_window_that_is_gathered_late_is_of_its_own_epoch(tree):
     tree.unpack()
     train = ImageNetTrain(SMALL, data_root=tree.root)
     loader = wb.data.BatchLoader(train, 12, seed=3, shuffle=False)
-    early = list(loader.windows())[0]
+    (early,) = loader.windows()
     assert loader.epoch == 1
-    assert early.whole()["image"].numpy().tobytes() == b"".join(crops(loader.__class__(train, 12, seed=3, shuffle=False), None, 1).values())
+    at_once = crops(wb.data.BatchLoader(train, 12, seed=3, shuffle=False), None, 1)
+    assert early.whole()["image"].numpy().tobytes() == b"".join(at_once.values())
 
 
 def test_batches_of_dicts(tree):

@@ -16,7 +16,13 @@ def test_a_thousand_classes_in_the_order_of_their_synsets():
     assert all(SYNSET.fullmatch(row.synset) for row in rows)
     assert {row.ilsvrc_id for row in rows} == set(range(1, 1001))
     assert len({row.words for row in rows}) == 999  # two cranes: the bird and the machine
-    known = {0: "tench, Tinca tinca", 134: "crane", 278: "kit fox, Vulpes macrotis", 517: "crane", 639: "maillot, tank suit"}
+    known = {
+        0: "tench, Tinca tinca",
+        134: "crane",
+        278: "kit fox, Vulpes macrotis",
+        517: "crane",
+        639: "maillot, tank suit",
+    }
     assert {number: rows[number].words for number in known} == known
     assert rows[999].words == "toilet tissue, toilet paper, bathroom tissue"
 
