@@ -62,15 +62,14 @@ def training(rank: int, size: int, root: str) -> Any:
     return model.linear.weight.detach().numpy(), [dict(record) for record in history.records], data.relpaths
 
 
-@pytest.mark.parametrize("size", [2, 3])
-def test_as_on_one_process(world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+def test_as_on_one_process(world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for name in ("one", "many"):
         (tmp_path / name).mkdir()
         archive(tmp_path / name)
-    ((weight, records, paths),) = world(1, training, str(tmp_path / "one"))
+    weight, records, paths = training(0, 1, str(tmp_path / "one"))
     assert len(paths) == 11
-    for other, others, same in world(size, training, str(tmp_path / "many")):
+    for other, others, same in world(3, training, str(tmp_path / "many")):
         np.testing.assert_allclose(other, weight, rtol=1e-12, atol=1e-14)
         assert same == paths
         for record, one in zip(others, records, strict=True):

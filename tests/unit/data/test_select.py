@@ -26,7 +26,7 @@ def test_keys_become_inputs_and_targets():
 
 
 def test_images_are_turned_without_a_copy():
-    inputs, label, weight = Select("image", ["label", "weight"], channels_first=True)(BATCH)
+    inputs, *_ = Select("image", ["label", "weight"], channels_first=True)(BATCH)
     assert inputs.shape == (5, 3, 8, 6)
     assert torch.equal(inputs[2, 1], BATCH["image"][2, :, :, 1])
     assert inputs.data_ptr() == BATCH["image"].data_ptr()

@@ -93,6 +93,8 @@ def alone(lock: Path, what: str) -> Iterator[None]:
             except BlockingIOError:
                 say(f"another process {what}; waiting for it")
                 fcntl.flock(file, fcntl.LOCK_EX)
+            except OSError:  # a file system without locks
+                pass
         yield
 
 

@@ -82,7 +82,8 @@ def test_a_loader_of_torch_and_one_with_a_selection_of_its_own(train_data, in_me
     select = wb.data.Select("image", "class_label", channels_first=True)
     close(trained(wb.data.BatchLoader(train_data, 5, seed=3, transform=select), batch_size=None), reference)
     ordered = DataLoader(train_data, batch_size=5)
-    close(trained(ordered, batch_size=None), trained(DataLoader(list(zip(*in_memory)), batch_size=5), batch_size=None))
+    pairs = list(zip(*in_memory, strict=True))
+    close(trained(ordered, batch_size=None), trained(DataLoader(pairs, batch_size=5), batch_size=None))
 
 
 def test_evaluation_of_dicts(train_data, in_memory):
@@ -135,7 +136,7 @@ def test_paths_are_not_mistaken_for_images(tree):
         trained(paths)
 
 
-def test_a_run_goes_on_within_an_epoch(tree, tmp_path):
+def test_a_run_goes_on_with_the_same_crops(tree, tmp_path):
     tree.unpack()
     data = wb.data.ImageNetTrain({"size": 8}, data_root=tree.root)  # random crops
     whole = trained(data, epochs=3)

@@ -54,6 +54,7 @@ def test_the_training_archive_becomes_a_tree(tree, capsys):
     assert train.relpaths == sorted(tree.train)
     assert "unpacking" in capsys.readouterr().out
     assert sorted(path.name for path in tree.root.iterdir()) == [".train.lock", archive.name, "train"]
+    assert (tree.root / "train" / "filelist.txt").read_text().splitlines()[1:] == sorted(tree.train)
     archive.unlink()  # it is not looked at again
     assert len(ImageNetTrain(SMALL, data_root=tree.root)) == 12
     assert capsys.readouterr().out == ""
