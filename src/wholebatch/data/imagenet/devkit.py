@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from wholebatch.core.errors import DataError
@@ -21,41 +21,41 @@ _IMAGE = re.compile(r"ILSVRC2012_val_(\d{8})\.\w+", re.ASCII)
 _FOLDERS = ("", "ILSVRC2012_devkit_t12/data", "ILSVRC2012_devkit_t12", "devkit/data", "devkit", "data")
 _LARGEST = 1 << 24  # bytes; the ground truth has 200 KB, the longest list 4 MB
 
-Truth = Callable[[str], str]
-"""From the name of a validation image to its synset."""
 
-
-def ground_truth(root: Path) -> Truth:
-    """Return what tells the synset of a validation image from its file name; the kit is read at the first question.
+class GroundTruth:
+    """Tells the synset of a validation image from its file name; the kit is read at the first question.
 
     It is searched for in ``root``: ``ILSVRC2012_devkit_t12.tar.gz``, the folder of the same name, the text file
     ``ILSVRC2012_validation_ground_truth.txt`` itself, or another list of the same.
 
     The text has one ``ILSVRC2012_ID`` (1 to 1000) a line, line *k* being of the image number *k*. Those numbers
     are not the labels, which follow the order of the synsets: the table of classes translates.
-
-    Raises:
-        DataError: (when asked) there is none, it is malformed, or it does not tell this image.
     """
-    known: dict[str, str] = {}
-    source: list[str] = []
 
-    def synset(name: str) -> str:
-        if not source:
-            path, text = _read(root)
-            known.update(_parsed(text, str(path)))
-            source.append(str(path))
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._source: Path | None = None
+        self._known: dict[str, str] = {}
+
+    def __call__(self, name: str) -> str:
+        """Return the synset of the image ``name``.
+
+        Raises:
+            DataError: there is no ground truth, it is malformed, or it does not tell this image.
+        """
+        if self._source is None:
+            path, text = _read(self.root)
+            self._known = dict(_parsed(text, str(path)))
+            self._source = path
         match = _IMAGE.fullmatch(name)
-        found = known.get(str(int(match[1]))) if match else None
-        found = found or known.get(name.partition(".")[0])
+        found = self._known.get(str(int(match[1]))) if match else None
+        found = found or self._known.get(name.partition(".")[0])
         if found is None:
             raise DataError(
-                f"{source[0]} does not say which class {name} is of; expected a name such as "
-                f"ILSVRC2012_val_00000001.JPEG and a line for its number, there are {len(known)} lines"
+                f"{self._source} does not say which class {name} is of; expected a name such as "
+                f"ILSVRC2012_val_00000001.JPEG and a line for its number, there are {len(self._known)} lines"
             )
         return found
-
-    return synset
 
 
 def _read(root: Path) -> tuple[Path, str]:

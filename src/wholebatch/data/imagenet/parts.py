@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from wholebatch.data.imagenet.base import ImageNetBase
-from wholebatch.data.imagenet.devkit import Truth, ground_truth
+from wholebatch.data.imagenet.devkit import GroundTruth
 from wholebatch.data.imagenet.listing import kept_list, list_path
 from wholebatch.data.imagenet.places import TRAIN, VALIDATION, Part, archive_of, cache_folder, root_of, unpacked
 from wholebatch.data.imagenet.unpack import unpack_train, unpack_validation
@@ -59,7 +59,7 @@ class ImageNetValidation(ImageNetBase):
     def _prepare(self) -> None:
         """Find the tree, or unpack the archive to it; then list the images."""
         self.root = root_of(self.data_root)
-        self._truth: Truth = ground_truth(self.root)
+        self._truth = GroundTruth(self.root)
         found = unpacked(self.root, self.part)
         if found is None:
             archive, found = archive_of(self.root, self.part), self.root / self.part.folder

@@ -18,7 +18,7 @@ from pathlib import Path
 from wholebatch.core import processes
 from wholebatch.core.errors import DataError
 from wholebatch.data.imagenet.archives import Entry, copy, entries
-from wholebatch.data.imagenet.devkit import Truth
+from wholebatch.data.imagenet.devkit import GroundTruth
 from wholebatch.data.imagenet.listing import is_image, keep_list, write_whole
 from wholebatch.data.imagenet.names import SYNSET
 from wholebatch.data.imagenet.places import holds_images
@@ -53,7 +53,7 @@ def unpack_train(archive: Path, target: Path) -> None:
                     say(f"{number} classes unpacked")
 
 
-def unpack_validation(archive: Path, target: Path, truth: Truth) -> None:
+def unpack_validation(archive: Path, target: Path, truth: GroundTruth) -> None:
     """Unpack the validation images to ``target/<synset>/<image>``; a folder in the archive goes before ``truth``.
 
     Raises:

@@ -1,3 +1,5 @@
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -391,6 +393,8 @@ def test_flat_validation_images_get_their_classes_from_the_kit(tree, kit):
     assert val.synsets == [KIT_FOX, TISSUE, TENCH, KIT_FOX, TENCH]
     assert val.class_labels == [1, 2, 0, 1, 0]
     assert val[1]["file_path_"] == str(root / "val" / "ILSVRC2012_val_00000002.JPEG")
+    copy = pickle.loads(pickle.dumps(val))  # as loaders' processes get it
+    assert copy[1]["image"].tobytes() == val[1]["image"].tobytes()
 
 
 @pytest.mark.parametrize(
