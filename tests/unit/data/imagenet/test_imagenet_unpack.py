@@ -485,6 +485,27 @@ def test_headers_made_to_mislead(tree, tmp_path, header, tar):
     assert outside(tmp_path, tree.root) == []
 
 
+@pytest.mark.parametrize("kind", ["backwards", "sparse", "long"])
+@pytest.mark.timeout(20)
+def test_headers_made_to_loop_to_fill_the_disk_or_the_memory(tree, kind, tar):
+    member = tarfile.TarInfo("notes.txt" if kind == "backwards" else "a.JPEG")
+    if kind == "backwards":  # the next header would be this one, for ever
+        member.size = -512
+        block = member.tobuf(tarfile.GNU_FORMAT)
+    elif kind == "sparse":  # a byte that says it is two million
+        member.size = 1
+        member.pax_headers = {"GNU.sparse.map": "0,1", "GNU.sparse.size": "2000000"}
+        block = member.tobuf(tarfile.PAX_FORMAT) + b"a".ljust(512, b"\0")
+    else:
+        member.pax_headers = {"comment": "x" * (2 << 20)}
+        block = member.tobuf(tarfile.PAX_FORMAT)
+    first = tar({"c.JPEG": b"c"})[:1024]
+    tree.train_archive({"n01443537.tar": first + block + tar({"b.JPEG": b"b"})})
+    with pytest.raises(DataError, match=r"n01443537\.tar cannot be read"):
+        ImageNetTrain(SMALL, data_root=tree.root)
+    assert not (tree.root / ".train.partial" / "n01443537").exists()
+
+
 def test_an_inner_archive_is_not_copied_to_the_disk(tree, monkeypatch):
     tree.train_archive()
     names, real = [], archives.copy
