@@ -238,6 +238,7 @@ def test_archives_of_other_things_are_refused(tree, tar, encode):
     train = ImageNetTrain(SMALL, data_root=tree.root)
     assert len(train) == 13
     assert "n01443537/a.JPEG" in train.relpaths
+    assert [path.name for path in (tree.root / "train" / "n01443537").iterdir()] == ["a.JPEG"]
 
 
 def test_a_target_that_holds_something_else_is_left_alone(tree):
