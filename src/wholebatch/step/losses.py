@@ -180,6 +180,14 @@ class TorchLoss(LossCall):
         self._call = call  # (reduction, per-sample options or None, arguments) -> what torch's loss gives
         self._of_classes = self._rule is reductions.RULES["cross_entropy"]  # whose weights are of classes
 
+    @property
+    def ignore_index(self) -> int | None:
+        """The label that does not count, of a loss of classes that has one; None of any other loss."""
+        if not self._of_classes:
+            return None
+        asked = self._options.get("ignore_index")
+        return -100 if asked is None else int(asked)
+
     @classmethod
     def of_module(cls, name: str, module: nn.Module) -> TorchLoss:
         """Read a module's own reduction; it is called as it is, but for the reduction and weights of that moment."""
