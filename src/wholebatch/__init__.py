@@ -33,6 +33,9 @@ _HOME = {
     "MicroBatches": "step",
     "train": "api",
     "evaluate": "api",
+    "check_step": "verifying",
+    "verify": "verifying",
+    "StepCheck": "verifying",
     "History": "core.record",
     "Timer": "loop",
     "WholebatchError": "core.errors",
@@ -46,6 +49,7 @@ _HOME = {
     "PeerError": "core.errors",
     "CheckpointError": "core.errors",
     "FencedError": "core.errors",
+    "WrongStepError": "core.errors",
     "NonFiniteError": "core.errors",
     "PromiseWarning": "core.errors",
 }

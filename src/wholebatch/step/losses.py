@@ -156,7 +156,7 @@ class ModuleLoss(LossCall):
     def summed(self, output: Any, piece: Any, start: int, samples: int, weigh: bool) -> tuple[Tensor, Divisor]:
         """Read what the module gave."""
         assert self.module is not None
-        return weighted_sum(self.module(*_arguments(output, piece)))
+        return weighted_sum(self.module(*arguments_of(output, piece)))
 
 
 class TorchLoss(LossCall):
@@ -253,7 +253,7 @@ class TorchLoss(LossCall):
 
     def summed(self, output: Any, piece: Any, start: int, samples: int, weigh: bool) -> tuple[Tensor, Divisor | None]:
         """Call torch's loss for its sum and count what its mean would have divided by."""
-        arguments = _arguments(output, piece)
+        arguments = arguments_of(output, piece)
         asked = self._asked(arguments)
         sliced = None
         if not self._of_classes:
@@ -358,7 +358,8 @@ def targets_of(piece: Any) -> tuple[Any, ...]:
     return tuple(piece[1:]) if isinstance(piece, tuple | list) else ()
 
 
-def _arguments(output: Any, piece: Any) -> tuple[Any, ...]:
+def arguments_of(output: Any, piece: Any) -> tuple[Any, ...]:
+    """Return what a loss module is called with: the output, spread where it is a tuple, then the targets."""
     outputs = tuple(output) if isinstance(output, tuple) else (output,)
     return (*outputs, *piece[1:]) if isinstance(piece, tuple | list) else outputs
 

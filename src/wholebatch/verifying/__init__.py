@@ -2,6 +2,7 @@
 over micro-batches and processes; each gives a :class:`StepCheck`, whose ``str`` is a table of cases."""
 
 from wholebatch.verifying.check import check_step
+from wholebatch.verifying.ours import verify
 from wholebatch.verifying.result import Case, StepCheck
 
-__all__ = ["Case", "StepCheck", "check_step"]
+__all__ = ["Case", "StepCheck", "check_step", "verify"]

@@ -57,9 +57,12 @@ class StepCheck:
     def __str__(self) -> str:
         width = max([len(case.name) for case in self.cases] + [len("case")])
         lines = [f"{'case':{width}}  relative error  factor"]
+        told: set[str] = set()
         for case in self.cases:
             verdict = "wrong" if not case.ok else ""
-            said = ": ".join(part for part in (verdict, case.meaning) if part)
+            meaning = "as above" if case.meaning in told else case.meaning
+            told |= {case.meaning} - {""}
+            said = ": ".join(part for part in (verdict, meaning) if part)
             row = f"{case.name:{width}}  {_error(case.error):>14}  {_factor(case.factor):>6}  {said}"
             lines.append(row.rstrip())
         wrong = sum(not case.ok for case in self.cases)
