@@ -15,6 +15,7 @@ NAMES = {
     "LossError", "Mean", "MicroBatches", "MultiFactorScheduler", "NonFiniteError", "PolynomialScheduler",
     "CheckpointError", "FencedError", "PeerError", "parallel",
     "PromiseWarning", "RunFolderError", "SquareRootScheduler", "Step", "StepReport", "Timer", "TrapezoidScheduler",
+    "StepCheck", "WrongStepError", "check_step", "verify",
     "Warmup", "WholebatchError", "__version__", "attach", "data", "evaluate", "models", "scale_lr", "train",
 }  # fmt: skip
 
@@ -71,6 +72,11 @@ SIGNATURES: dict[str, dict[str, Any]] = {
         "model": REQUIRED, "data": REQUIRED, "*": None, "metrics": None, "loss": None, "batch_size": ANY,
         "device": "auto",
     },
+    "check_step": {
+        "take_step": REQUIRED, "model": REQUIRED, "batches": REQUIRED, "loss": REQUIRED, "*": None, "strict": False,
+        "lr": None, "clip_norm": None,
+    },
+    "verify": {"model": REQUIRED, "loss": REQUIRED, "batch": REQUIRED},
     "data.digits": {"split": REQUIRED},
     "data.BatchLoader": {
         "dataset": REQUIRED, "batch_size": REQUIRED, "*": None, "seed": 0, "shuffle": True, "drop_last": False,
@@ -89,6 +95,7 @@ ATTRIBUTES = {
     "Step": ["state_dict", "load_state_dict"],
     "StepReport": ["loss", "weight", "samples", "grad_norm", "micro_batches", "skipped", "noise_scale"],
     "data.BatchLoader": ["state_dict", "load_state_dict"],
+    "StepCheck": ["ok", "error", "cases"],
 }  # fmt: skip
 
 
