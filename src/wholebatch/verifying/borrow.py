@@ -68,13 +68,16 @@ class Borrowed:
             return self._model
 
 
+_OWN: tuple[str, ...] = ("training", "train", "dropout")
+
+
 class _Place:
     """What belongs to one module and is put back: mode, ``train``, parameters, buffers, an LSTM's dropout."""
 
     def __init__(self, module: nn.Module) -> None:
         own = vars(module)
         self._module = module
-        self._own = {name: own[name] for name in ("training", "train", "dropout") if name in own}
+        self._own = {name: own[name] for name in _OWN if name in own}
         self._inner = {name: dict(own[name]) for name in ("_parameters", "_buffers")}
 
     def put_back(self) -> None:

@@ -67,7 +67,7 @@ def exact_window(
 
 
 def _summed(bare: nn.Module, bound: losses.LossCall, pieces: Sequence[Any], parameters: Sequence[Tensor]) -> Window:
-    window = Window(*([torch.zeros_like(p, dtype=torch.float64) for p in parameters] for _ in range(4)))
+    window = Window(_zeros(parameters), _zeros(parameters), _zeros(parameters), _zeros(parameters))
     for given in pieces:
         piece = bound.cuttable(given)
         samples = samples_of(piece)
@@ -75,11 +75,11 @@ def _summed(bare: nn.Module, bound: losses.LossCall, pieces: Sequence[Any], para
             parameter.grad = None
         loss_sum, weight = bound.summed(bound.forward(bare, piece), piece, window.samples, samples, True)
         if loss_sum.requires_grad:
-            loss_sum.backward()  # type: ignore[no-untyped-call]
+            loss_sum.backward()
         number = 1.0 if weight is None else float(weight)
         gradients = [torch.zeros_like(p, dtype=torch.float64) if p.grad is None else dense(p.grad) for p in parameters]
         torch._foreach_add_(window.exact, gradients)
-        window.last = torch._foreach_div(gradients, number) if number else gradients
+        window.last = list(torch._foreach_div(gradients, number)) if number else gradients
         torch._foreach_add_(window.means, window.last)
         torch._foreach_add_(window.by_samples, window.last, alpha=samples)
         window.weight += number
@@ -87,6 +87,10 @@ def _summed(bare: nn.Module, bound: losses.LossCall, pieces: Sequence[Any], para
         window.samples += samples
         window.pieces += 1
     return window
+
+
+def _zeros(parameters: Sequence[Tensor]) -> Vector:
+    return [torch.zeros_like(parameter, dtype=torch.float64) for parameter in parameters]
 
 
 def _over_processes(window: Window, processes: Processes) -> None:

@@ -13,9 +13,7 @@ _LEFT = "the gradient of the window before is still in it: zero_grad is missing"
 _UNEQUAL = "unequal micro-batches weigh alike (a mean of means)"
 
 
-def meaning(
-    found: Vector, window: Window, *, configured: int, before: Vector | None, clip_norm: float | None
-) -> str:
+def meaning(found: Vector, window: Window, *, configured: int, before: Vector | None, clip_norm: float | None) -> str:
     """Say what would give ``found``.
 
     Args:
@@ -73,7 +71,7 @@ def _mistakes(window: Window, configured: int) -> Iterator[tuple[Vector, str]]:
         text = "the micro-batches' means are weighted by samples, not by what counts in them"
         yield window.by_samples, text
     if count > 1:
-        text = "only the last micro-batch is in it: the gradients before were thrown away (zero_grad inside the window?)"
+        text = "only the last micro-batch is in it: the others were thrown away (zero_grad inside the window?)"
         yield window.last, text
         yield scaled(window.last, 1 / window.pieces), text
         yield scaled(window.last, 1 / configured), text

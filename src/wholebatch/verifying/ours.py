@@ -168,7 +168,8 @@ class _Runs:
 
     def _shared(self, count: int) -> tuple[Vector, list[str]]:
         """Uneven parts, the first the largest, each in micro-batches."""
-        edges = [0, *(self._samples - self._samples * (count - r) // (count + 1) for r in range(1, count)), self._samples]
+        samples = self._samples
+        edges = [0, *(samples - samples * (count - rank) // (count + 1) for rank in range(1, count)), samples]
 
         def work(rank: Rank) -> Vector:
             model, loss, batch = self._copies()
@@ -189,7 +190,7 @@ class _Runs:
             parameters = _parameters(model, loss)
             for parameter in parameters:
                 parameter.grad = None
-            _plain_loss(model, loss, batch).backward()  # type: ignore[no-untyped-call]
+            _plain_loss(model, loss, batch).backward()
         theirs = [torch.zeros_like(p, dtype=torch.float64) if p.grad is None else dense(p.grad) for p in parameters]
         return self._case("at once, against torch's backward", theirs, ours, said)
 

@@ -44,7 +44,7 @@ def read_twice(source: Any) -> tuple[Any, Case]:
 def _loader(source: Any) -> BatchLoader:
     if isinstance(source, BatchLoader):
         return source
-    dataset = source.dataset if isinstance(source, DataLoader) else source
+    dataset: Any = source.dataset if isinstance(source, DataLoader) else source
     if isinstance(source, StreamLoader) or isinstance(dataset, IterableDataset):
         raise DataError(f"a {type(source).__name__} cannot be read twice at one place; give a batch of it")
     if isinstance(source, DataLoader):
@@ -60,7 +60,7 @@ def _case(name: str, first: Any, second: Any, indices: Tensor) -> Case:
         if a.shape == b.shape and torch.equal(torch.nan_to_num(a), torch.nan_to_num(b)):
             continue
         if a.shape != b.shape:
-            return Case(label, float("inf"), float("nan"), False, f"{name} gives {where} of another shape the next time")
+            return Case(label, float("inf"), float("nan"), False, f"{name} gives {where} in another shape next time")
         rows = (a != b).flatten(1).any(1) if a.ndim > 1 else a != b
         item = int(indices[int(rows.nonzero()[0])])
         error = float((a - b).norm() / a.norm().clamp_min(1e-30))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -66,7 +67,7 @@ def _split(pieces: Pieces) -> Pieces | None:
     for place in range(count):
         done += count - place
         edges.append(max(edges[-1] + 1, min(samples * done // parts, samples - (count - place - 1))))
-    return [_cut(whole, start, stop) for start, stop in zip(edges, edges[1:], strict=False)]
+    return [_cut(whole, start, stop) for start, stop in pairwise(edges)]
 
 
 def masked(pieces: Pieces, loss: Any) -> list[tuple[str, Pieces]]:

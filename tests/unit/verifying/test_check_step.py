@@ -644,7 +644,7 @@ def test_parameters_that_no_optimizer_holds_are_not_compared() -> None:
 
 
 def test_strict_raises_with_the_table(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(wb.WrongStepError, match="short window, 4.4 +0.50 +×0.50") as caught:
+    with pytest.raises(wb.WrongStepError, match=r"short window, 4.4 +0.50 +×0.50") as caught:
         wb.check_step(divided_by_configured, net(), window(), LOSS, strict=True)
     assert isinstance(caught.value, AssertionError)
     assert capsys.readouterr().out.splitlines()[-1] == "wrong in 5 of 7 cases"

@@ -195,7 +195,7 @@ def test_strict_and_the_printed_table(capsys: pytest.CaptureFixture[str]) -> Non
     assert str(wb.verify(net(), LOSS, batch())) + "\n" == capsys.readouterr().out
     with pytest.raises(wb.WrongStepError, match="Centred"):
         verify(net(Centred()), strict=True)
-    with pytest.raises(wb.InputTypeError, match="give a torch.nn.Module"):
+    with pytest.raises(wb.InputTypeError, match=r"give a torch\.nn\.Module"):
         wb.verify("net", LOSS, batch())  # type: ignore[arg-type]
 
 
