@@ -69,7 +69,7 @@ def exact_window(
 def _summed(bare: nn.Module, bound: losses.LossCall, pieces: Sequence[Any], parameters: Sequence[Tensor]) -> Window:
     window = Window(_zeros(parameters), _zeros(parameters), _zeros(parameters), _zeros(parameters))
     for given in pieces:
-        piece = bound.cuttable(given)
+        piece = tree.to_device(bound.cuttable(given), parameters[0].device)
         samples = samples_of(piece)
         for parameter in parameters:
             parameter.grad = None

@@ -158,7 +158,8 @@ class _Runs:
         for module in (model, loss):
             if isinstance(module, nn.Module) and self._dtype is not None:
                 module.to(self._dtype)
-        return model, loss, fresh([self._batch_given], self._dtype)[0]
+        device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+        return model, loss, tree.to_device(fresh([self._batch_given], self._dtype)[0], device)
 
     def _step(self, size: int) -> tuple[Vector, list[str]]:
         model, loss, batch = self._copies()

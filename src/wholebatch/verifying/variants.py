@@ -53,7 +53,7 @@ def _uneven(pieces: Pieces) -> Pieces | None:
 
 
 def _short(pieces: Pieces) -> Pieces | None:
-    return pieces[: len(pieces) // 2] if len(pieces) > 1 else None
+    return pieces[: (len(pieces) + 1) // 2] if len(pieces) > 1 else None
 
 
 def _split(pieces: Pieces) -> Pieces | None:
