@@ -245,6 +245,22 @@ def with_closure(model: nn.Module, batches: Pairs) -> None:
     optimizer.step(closure)
 
 
+class Outer(SGD):
+    """An optimizer around another one, whose step is one step and not two."""
+
+    def step(self, closure: Any = None) -> None:
+        SGD([p for group in self.param_groups for p in group["params"]], lr=0.1).step()
+
+
+def with_optimizer_around_another(model: nn.Module, batches: Pairs) -> None:
+    optimizer = Outer(model.parameters(), lr=0.1)
+    count = sum(int((y != -100).sum()) for _, y in batches)
+    for x, y in batches:
+        (F.cross_entropy(model(x), y, reduction="sum") / count).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
 def two_optimizers(model: nn.Module, batches: Pairs) -> None:
     parameters = list(model.parameters())
     optimizers = [SGD(parameters[:2], lr=0.1), AdamW(parameters[2:])]
@@ -268,7 +284,9 @@ def in_float32(model: nn.Module, batches: Pairs) -> None:
 
 
 @pytest.mark.parametrize(
-    "loop", [right, with_step, with_accumulator, with_closure, two_optimizers, in_float32], ids=lambda v: v.__name__
+    "loop",
+    [right, with_step, with_accumulator, with_closure, with_optimizer_around_another, two_optimizers, in_float32],
+    ids=lambda v: v.__name__,
 )
 def test_a_right_loop_is_not_accused(loop: Any) -> None:
     result = check(loop, strict=True)
@@ -356,7 +374,7 @@ def test_an_update_by_hand_in_float32_is_not_accused_of_rounding() -> None:
 
     model = Insists(8, 3)
     with torch.no_grad():
-        model.weight.add_(100.0)  # the change is small beside the weights
+        model.weight.add_(1e4)  # the change is small beside the weights
     result = wb.check_step(by_hand, model, window(), LOSS, lr=0.1, show=False)
     assert result.ok
     assert "float32" in str(result)
