@@ -69,6 +69,7 @@ def check_step(
     ...     for x, y in batches:
     ...         (nn.functional.cross_entropy(model(x), y) / 4).backward()
     ...     optimizer.step()
+    ...     optimizer.zero_grad()
     >>> window = [(torch.randn(4, 3), torch.tensor([0, 1, 1, 0])) for _ in range(4)]
     >>> check = check_step(take_step, model, window, nn.CrossEntropyLoss(), show=False)
     >>> [case.ok for case in check.cases]
