@@ -34,6 +34,9 @@ _HOME = {
     "WholeBatchLoss": "step",
     "train": "api",
     "evaluate": "api",
+    "check_step": "verifying",
+    "verify": "verifying",
+    "StepCheck": "verifying",
     "History": "core.record",
     "Timer": "loop",
     "LivePlot": "display.liveplot",
@@ -49,6 +52,7 @@ _HOME = {
     "PeerError": "core.errors",
     "CheckpointError": "core.errors",
     "FencedError": "core.errors",
+    "WrongStepError": "core.errors",
     "NonFiniteError": "core.errors",
     "PromiseWarning": "core.errors",
 }

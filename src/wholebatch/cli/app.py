@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from wholebatch.cli import config, evaluate, plot, train
+from wholebatch.cli import config, demo, evaluate, plot, train, verify
 from wholebatch.cli.words import WORDS
 from wholebatch.version import __version__
 
@@ -27,6 +27,8 @@ def make() -> typer.Typer:
     app.command("train", context_settings=WORDS, epilog=learn)(train.train)
     app.command("evaluate", context_settings=WORDS)(evaluate.evaluate)
     app.command("plot")(plot.plot)
+    app.command("verify", context_settings=WORDS)(verify.verify)
+    app.command("demo")(demo.demo)
     group = typer.Typer(rich_markup_mode=None, invoke_without_command=True)
     group.callback()(_config_options)
     group.command("show", context_settings=WORDS)(config.show)

@@ -12,6 +12,7 @@
     │   ├── PeerError                 another process failed; the message says which one, and why
     │   └── CheckpointError           a checkpoint that is damaged, missing, or of another run
     ├── InputTypeError (TypeError)    an object of a kind that cannot be used
+    ├── WrongStepError (AssertionError)    a training loop that does not compute the exact update
     ├── NonFiniteError (ArithmeticError)   a gradient with NaN or infinity in it
     └── FencedError                   a newer world has taken the run folder over; this one may write nothing
 
@@ -65,6 +66,10 @@ class PeerError(InputError):
 
 class InputTypeError(WholebatchError, TypeError):
     """An object of a kind that cannot be used."""
+
+
+class WrongStepError(WholebatchError, AssertionError):
+    """A training loop does not compute the exact update of the whole batch; the message is the table of its cases."""
 
 
 class NonFiniteError(WholebatchError, ArithmeticError):

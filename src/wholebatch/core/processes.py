@@ -7,7 +7,7 @@ it, in the same order.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, distributed
@@ -21,6 +21,7 @@ class Pending(Protocol):
         ...
 
 
+@runtime_checkable
 class Processes(Protocol):
     """The processes that share one batch, in rank order."""
 
@@ -125,7 +126,12 @@ class Group:
 
 
 def current(group: Any = None) -> Processes:
-    """Return the processes of ``group``, or of torch.distributed's default group where one is initialised."""
+    """Return the processes of ``group``, or of torch.distributed's default group where one is initialised.
+
+    A ``group`` that keeps the protocol of :class:`Processes` itself is taken as it is.
+    """
+    if isinstance(group, Processes):
+        return group
     if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size(group) > 1:
         return Group(group)
     return Alone()

@@ -160,6 +160,40 @@ def _is_per_sample_list(items: list[Any] | tuple[Any, ...], samples: int, axis: 
     return next(arrays(items), None) is None
 
 
+def join(batches: Sequence[Any]) -> Any:
+    """Return one batch with the samples of all ``batches`` in order; the inverse of cutting along axis 0.
+
+    Strings and other objects of each sample are put together as :func:`cut` takes them apart; what is not per sample
+    is the first batch's.
+
+    >>> join([{"x": torch.arange(2), "name": ["a", "b"]}, {"x": torch.arange(1), "name": ["c"]}])
+    {'x': tensor([0, 1, 0]), 'name': ['a', 'b', 'c']}
+
+    Raises:
+        BatchError: the batches are made differently, or their tensors differ in another axis than the samples'.
+    """
+    sizes = [count(batch) for batch in batches]
+    try:
+        return _joined(batches, sizes)
+    except (RuntimeError, TypeError, ValueError, KeyError, IndexError) as error:
+        raise BatchError(f"{len(batches)} batches cannot be joined: {str(error).splitlines()[0]}") from error
+
+
+def _joined(parts: Sequence[Any], sizes: Sequence[int]) -> Any:
+    first = parts[0]
+    if isinstance(first, Tensor):
+        return torch.cat(list(parts)) if first.ndim else first
+    if isinstance(first, np.ndarray):
+        return np.concatenate(list(parts)) if first.ndim else first
+    entries = _entries(first)
+    if entries is None:
+        return first
+    if isinstance(first, list | tuple) and _is_per_sample_list(first, sizes[0], 0):
+        return type(first)(item for part in parts for item in part)
+    inner = zip(*([value for _, value in _entries(part) or ()] for part in parts), strict=True)
+    return _rebuild(first, [_joined(values, sizes) for values in inner], [place for place, _ in entries])
+
+
 def double(batch: Any, axis: Axis = 0) -> Any:
     """Return a batch of one sample with that sample twice."""
     if isinstance(batch, Tensor):

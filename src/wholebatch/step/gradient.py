@@ -296,7 +296,7 @@ def check_model(model: Any) -> None:
     """Refuse what is no module, and modules whose engine averages gradients itself."""
     if not isinstance(model, nn.Module):
         raise InputTypeError(f"model is a {type(model).__name__}; give a torch.nn.Module")
-    names = {kind.__name__ for kind in type(model).__mro__}
+    names = {kind.__name__ for module in model.modules() for kind in type(module).__mro__}
     for wrapper in ("DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule"):
         if wrapper in names:
             raise InputError(

@@ -159,7 +159,7 @@ class ModuleLoss(LossCall):
     def summed(self, output: Any, piece: Any, start: int, samples: int, weigh: bool) -> tuple[Tensor, Divisor]:
         """Read what the module gave."""
         assert self.module is not None
-        return weighted_sum(self.module(*_arguments(output, piece)))
+        return weighted_sum(self.module(*arguments_of(output, piece)))
 
 
 class TorchLoss(LossCall):
@@ -182,6 +182,14 @@ class TorchLoss(LossCall):
         self._options = options
         self._call = call  # (reduction, per-sample options or None, arguments) -> what torch's loss gives
         self._of_classes = self._rule is reductions.RULES["cross_entropy"]  # whose weights are of classes
+
+    @property
+    def ignore_index(self) -> int | None:
+        """The label that does not count, of a loss of classes that has one; None of any other loss."""
+        if not self._of_classes:
+            return None
+        asked = self._options.get("ignore_index")
+        return -100 if asked is None else int(asked)
 
     @classmethod
     def of_module(cls, name: str, module: nn.Module) -> TorchLoss:
@@ -248,7 +256,7 @@ class TorchLoss(LossCall):
 
     def summed(self, output: Any, piece: Any, start: int, samples: int, weigh: bool) -> tuple[Tensor, Divisor | None]:
         """Call torch's loss for its sum and count what its mean would have divided by."""
-        arguments = _arguments(output, piece)
+        arguments = arguments_of(output, piece)
         asked = self._asked(arguments)
         sliced = None
         if not self._of_classes:
@@ -354,7 +362,8 @@ def targets_of(piece: Any) -> tuple[Any, ...]:
     return tuple(piece[1:]) if isinstance(piece, tuple | list) else ()
 
 
-def _arguments(output: Any, piece: Any) -> tuple[Any, ...]:
+def arguments_of(output: Any, piece: Any) -> tuple[Any, ...]:
+    """Return what a loss module is called with: the output, spread where it is a tuple, then the targets."""
     outputs = tuple(output) if isinstance(output, tuple) else (output,)
     return (*outputs, *piece[1:]) if isinstance(piece, tuple | list) else outputs
 
