@@ -38,6 +38,8 @@ _HOME = {
     "evaluate": "api",
     "History": "core.record",
     "Timer": "loop",
+    "LivePlot": "display.liveplot",
+    "plot": "display.plotting",
     "WholebatchError": "core.errors",
     "InputError": "core.errors",
     "InputTypeError": "core.errors",

@@ -23,6 +23,7 @@ from wholebatch.core.errors import ConfigError, InputError, nearest
 from wholebatch.core.record import History, Observer, RunShape
 from wholebatch.data import BatchLoader, StreamLoader, as_loader
 from wholebatch.display import RunFolder, choose
+from wholebatch.display.liveplot import LivePlot
 from wholebatch.loop import Metrics
 from wholebatch.schedule.piecewise import end_of
 from wholebatch.step import Step
@@ -147,6 +148,8 @@ def train(
     say = shown.message if display else None
     kept_somewhere = run_dir is not None or resume is not False
     with saved.opened(run_dir, resume, resume_allow, processes, say) as (kept, beginning, told):
+        for plot in [one for one in observers if isinstance(one, LivePlot)]:
+            plot.join(shown, kept)
         return loop.train(
             step,
             loader,

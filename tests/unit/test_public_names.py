@@ -12,14 +12,15 @@ import wholebatch as wb
 NAMES = {
     "Accuracy", "Accumulator", "BatchError", "ConfigError", "ConstantScheduler", "CosineScheduler", "DataError",
     "FactorScheduler", "GradientAccumulator", "History", "InputError", "InputTypeError", "Joined", "LinearScheduler",
-    "LossError", "Mean", "MicroBatches", "MultiFactorScheduler", "NonFiniteError", "PolynomialScheduler",
+    "LivePlot", "LossError", "Mean", "MicroBatches", "MultiFactorScheduler", "NonFiniteError", "PolynomialScheduler",
     "CheckpointError", "FencedError", "PeerError", "parallel",
     "PromiseWarning", "RunFolderError", "SquareRootScheduler", "Step", "StepReport", "Timer", "TrapezoidScheduler",
-    "Warmup", "WholeBatchLoss", "WholebatchError", "__version__", "attach", "data", "evaluate", "models",
+    "Warmup", "WholeBatchLoss", "WholebatchError", "__version__", "attach", "data", "evaluate", "models", "plot",
     "scale_lr", "train",
 }  # fmt: skip
 
 REQUIRED: Any = inspect.Parameter.empty
+VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 ANY: Any = object()  # a default that may change
 
 # Positional parameters in their order, then "*", then names that must be accepted; more may follow.
@@ -73,6 +74,12 @@ SIGNATURES: dict[str, dict[str, Any]] = {
         "model": REQUIRED, "data": REQUIRED, "*": None, "metrics": None, "loss": None, "batch_size": ANY,
         "device": "auto",
     },
+    "LivePlot": {"xlabel": None, "ylabel": None, "legend": None, "*": None, "path": None},
+    "LivePlot.add": {"x": REQUIRED},
+    "plot": {
+        "X": REQUIRED, "Y": None, "xlabel": None, "ylabel": None, "legend": None, "xlim": None, "ylim": None,
+        "xscale": "linear", "yscale": "linear", "fmts": None, "figsize": ANY, "axes": None, "*": None, "title": "",
+    },
     "data.digits": {"split": REQUIRED},
     "data.BatchLoader": {
         "dataset": REQUIRED, "batch_size": REQUIRED, "*": None, "seed": 0, "shuffle": True, "drop_last": False,
@@ -89,6 +96,7 @@ ATTRIBUTES = {
                  "state_dict", "load_state_dict"],
     "CosineScheduler": ["base_lr_orig", "max_steps", "get_warmup_lr", "__call__"],
     "Step": ["state_dict", "load_state_dict"],
+    "LivePlot": ["add", "close", "flush", "points", "start", "step", "record", "message", "end", "__enter__"],
     "StepReport": ["loss", "weight", "samples", "grad_norm", "micro_batches", "skipped", "noise_scale"],
     "data.BatchLoader": ["state_dict", "load_state_dict"],
 }  # fmt: skip
@@ -133,7 +141,7 @@ def test_signatures_hold(path):
         assert name in parameters
         if default is not ANY:
             assert parameters[name].default == default, name
-    added = [p for p in given if p.name not in expected and p.default is REQUIRED and p.kind is not p.VAR_KEYWORD]
+    added = [p for p in given if p.name not in expected and p.default is REQUIRED and p.kind not in VARIADIC]
     assert not added, "a new parameter needs a default"
 
 

@@ -74,7 +74,7 @@ def build(config: Config) -> Parts:
         test_transform=test_data.transform,
         model=model,
         optimizer=_optimizer(config, model),
-        schedule=_schedule(config, progress),
+        schedule=make_schedule(config, progress),
         loss=LOSSES[config.loss.name](label_smoothing=config.loss.label_smoothing),
         num_classes=len(classes),
         classes=classes,
@@ -185,8 +185,12 @@ def _optimizer_arguments(config: Config) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
 
 
-def _schedule(config: Config, progress: int) -> schedule.Schedule | None:
-    """The schedule over ``progress``, or None where the rate is constant from the beginning."""
+def make_schedule(config: Config, progress: int) -> schedule.Schedule | None:
+    """Return the schedule over ``progress``, or None where the rate is constant from the beginning.
+
+    Raises:
+        ConfigError: an argument is missing or impossible.
+    """
     say, shape = config.schedule, _shape_fields(config)
     warms_up_itself = "warmup_steps" in shape
     if say.shape == "constant" and not say.warmup_steps:

@@ -74,8 +74,8 @@ def load_run(run_dir: Path, overrides: Sequence[str] = ()) -> Config:
 def _checked(layers: list[dict[str, Any]], sources: list[str]) -> Config:
     """Merge normalised layers over the schema; each is tried alone first, so that an error names its source."""
     for layer, source in zip(layers, sources, strict=True):
-        _merged(layer, source)
-    config = _merged(stack(layers, sources), "configuration")
+        merged(layer, source)
+    config = merged(stack(layers, sources), "configuration")
     for group, key in ((config, "run_dir"), (config.data, "root")):
         path = getattr(group, key)
         if path is not None and path.startswith("~"):
@@ -84,8 +84,12 @@ def _checked(layers: list[dict[str, Any]], sources: list[str]) -> Config:
     return config
 
 
-def _merged(values: dict[str, Any], source: str) -> Config:
-    """The schema with ``values`` in it."""
+def merged(values: dict[str, Any], source: str) -> Config:
+    """Return the schema with normalised ``values`` in it, not yet checked.
+
+    Raises:
+        ConfigError: a value is of another type; the message begins with ``source``.
+    """
     try:
         config = OmegaConf.to_object(OmegaConf.merge(_schema(), values))
     except OmegaConfBaseException as error:

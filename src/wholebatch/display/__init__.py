@@ -2,7 +2,9 @@
 
 ``choose`` gives the display of a stream: ``Live`` on a terminal, ``Lines`` elsewhere. ``RunFolder``
 keeps a run on disk, ``read_history`` reads it back, and ``curves`` draws it. All are observers or
-functions of records; rich and matplotlib are imported when something is drawn.
+functions of records; rich and matplotlib are imported when something is drawn. What needs numpy is not loaded
+with the package: ``liveplot.LivePlot`` draws while a run goes on, ``plotting.plot`` lines of one's own, and
+``overlay.overlay`` makes a chart of several runs.
 """
 
 from wholebatch.display.figures import curves

@@ -59,6 +59,7 @@ class Live(Observer):
         self._evaluating = False  # that is what the display says now
         self._live: Any = None
         self._instead: Lines | None = None
+        self.below: Callable[[int, int, Output], list[Text]] | None = None  # draws what stands below the progress
 
     def start(self, run: RunShape) -> None:
         """Take the terminal."""
@@ -105,7 +106,7 @@ class Live(Observer):
     def _open(self) -> None:
         from rich.live import Live as RichLive
 
-        self._console = _console(self._output, self._color)
+        self._console = console(self._output, self._color)
         # A stream that goes to a file keeps going there; one that goes to the terminal is written above the display.
         self._live = RichLive(
             console=self._console,
@@ -132,7 +133,11 @@ class Live(Observer):
 
         self._resize()
         width = self._console.width - 1  # a full last column makes some terminals wrap
-        self._live.update(Group(*self._panel(width)), refresh=True)
+        panel = self._panel(width)
+        self._live.update(Group(*panel, *self._chart(width, self._console.height - len(panel) - 2)), refresh=True)
+
+    def _chart(self, width: int, lines: int) -> list[Text]:
+        return [] if self.below is None else self.below(width, lines, self._output)
 
     def _panel(self, width: int) -> list[RenderableType]:
         if self._progress is None:
@@ -187,6 +192,9 @@ class Live(Observer):
             self._stopped = "interrupted" if isinstance(error, KeyboardInterrupt) else "stopped"
             self._draw()
             self._live.transient = False
+        else:
+            for line in self._chart(self._console.width - 1, self._console.height - 2):
+                self._above(line)
         self._close()
 
     def _close(self) -> None:
@@ -214,7 +222,8 @@ class Live(Observer):
             self._instead.take_over(self._epochs, self._finished)
 
 
-def _console(output: Output, color: bool) -> Console:
+def console(output: Output, color: bool) -> Console:
+    """rich's console on a terminal that was chosen before."""
     from rich.console import Console
 
     return Console(

@@ -28,7 +28,13 @@ def choose(stream: TextIO | None = None, *, environ: Mapping[str, str] | None = 
     """
     stream = sys.stdout if stream is None else stream
     environ = os.environ if environ is None else environ
-    plain = environ.get("TERM", "").lower() in ("dumb", "unknown") or environ.get("CI", "").lower() not in _NO
-    if plain or not Output(stream).isatty():
+    if not is_screen(stream, environ):
         return Lines(stream)
     return Live(stream, color=not environ.get("NO_COLOR"))
+
+
+def is_screen(stream: TextIO | None, environ: Mapping[str, str] | None = None) -> bool:
+    """Whether ``stream`` is a terminal on which something can change in place."""
+    environ = os.environ if environ is None else environ
+    plain = environ.get("TERM", "").lower() in ("dumb", "unknown") or environ.get("CI", "").lower() not in _NO
+    return not plain and Output(stream).isatty()

@@ -186,6 +186,17 @@ class RunFolder(Observer):
         except OSError:
             return False
 
+    def write(self, path: Path, data: bytes) -> None:
+        """Write a file of the folder, whole or not at all.
+
+        Raises:
+            OSError: it cannot be written.
+            FencedError: a newer world has the folder.
+        """
+        if self.fence is None:
+            raise OSError(f"the run folder {self.path} is not open")
+        self.fence.replace(path, data)
+
     def tell(self, line: str) -> None:
         """Say a line to whoever takes this folder's warnings."""
         self._say(plain(line))
