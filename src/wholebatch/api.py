@@ -6,7 +6,8 @@ import copy
 import math
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,14 @@ from wholebatch.checkpoint import Every, seconds_of
 from wholebatch.core.errors import ConfigError, InputError, nearest
 from wholebatch.core.record import History, Observer, RunShape
 from wholebatch.data import BatchLoader, StreamLoader, as_loader
+from wholebatch.data.select import selection, with_selection
 from wholebatch.display import RunFolder, choose
 from wholebatch.display.liveplot import LivePlot
 from wholebatch.loop import Metrics
 from wholebatch.schedule.piecewise import end_of
 from wholebatch.step import Step
 from wholebatch.step.gradient import check_model, check_optimizer
-from wholebatch.step.losses import bind
+from wholebatch.step.losses import FunctionLoss, bind
 
 _BATCH_SIZE = 512
 _SHORT = 0.7  # of the training; a schedule that ends before was hardly meant so
@@ -50,6 +52,8 @@ def train(
     precision: str = "fp32",
     clip_norm: float | None = None,
     eval_data: Any = None,
+    inputs: str | Sequence[str] | None = None,
+    targets: str | Sequence[str] | None = None,
     metrics: Any = None,
     seed: int = 0,
     device: str | torch.device = "auto",
@@ -84,6 +88,9 @@ def train(
         precision: "fp32" (the model's own dtype) or "bf16" (autocast).
         clip_norm: the largest norm of the finished gradient.
         eval_data: evaluated after every epoch, as many samples at once as training has.
+        inputs, targets: where batches are dicts: the keys of what the model takes and of what the loss is told
+            (:class:`wholebatch.data.Select`). Data sets such as ImageNet say them by themselves; a loss that is a
+            function ``f(model, batch)`` gets the dict as it is, unless they are said here.
         metrics: a metric or a dict of them (copies are fed); None counts accuracy where the targets are classes.
         seed: of order, augmentation and dropout.
         device: "auto" takes the GPU where there is one.
@@ -140,14 +147,19 @@ def train(
         schedule=None if schedule_unit == "epoch" else attached,
     )
     at_once = loader.batch_size if micro_batch == "auto" else int(micro_batch)
-    test = None if eval_data is None else _evaluation(model, eval_data, loss, copy.deepcopy(metrics), at_once, where)
+    named = (inputs, targets)
+    own = copy.deepcopy(metrics)
+    test = None if eval_data is None else _evaluation(model, eval_data, loss, own, at_once, where, *named)
     place = run_dir.path if isinstance(run_dir, RunFolder) else run_dir
     shape = _shape(loader, epochs, where, place, test is not None)
     _warn_of_short_schedule(schedule, shape, schedule_unit)
     shown = choose(sys.stdout) if display and processes.rank == 0 else Observer()  # one process prints and writes
     say = shown.message if display else None
     kept_somewhere = run_dir is not None or resume is not False
-    with saved.opened(run_dir, resume, resume_allow, processes, say) as (kept, beginning, told):
+    with (
+        _selecting(loader, loss, inputs, targets),
+        saved.opened(run_dir, resume, resume_allow, processes, say) as (kept, beginning, told),
+    ):
         for plot in [one for one in observers if isinstance(one, LivePlot)]:
             plot.join(shown, kept)
         return loop.train(
@@ -175,6 +187,8 @@ def evaluate(
     loss: Any = None,
     batch_size: int | None = None,
     device: str | torch.device = "auto",
+    inputs: str | Sequence[str] | None = None,
+    targets: str | Sequence[str] | None = None,
 ) -> dict[str, float]:
     """Evaluate ``model`` on ``data``, every sample once; modes of the layers are given back.
 
@@ -187,6 +201,8 @@ def evaluate(
             data where the loss is a sum).
         batch_size: samples of one forward: 512, or the loader's own.
         device: "auto" is where the model is.
+        inputs, targets: where batches are dicts: the keys of what the model takes and of what follows in the loss and
+            the metrics; see :func:`train`.
 
     Returns:
         ``loss`` where there is one, a number per metric, and ``samples``.
@@ -203,7 +219,7 @@ def evaluate(
     own = next((p.device for p in model.parameters()), torch.device("cpu"))
     where = own if device == "auto" else _device(device, model)
     model.to(where)
-    return _evaluation(model, data, loss, metrics, batch_size, where)()
+    return _evaluation(model, data, loss, metrics, batch_size, where, inputs, targets)()
 
 
 def _when(
@@ -224,16 +240,45 @@ def _when(
 
 
 def _evaluation(
-    model: nn.Module, data: Any, loss: Any, metrics: Any, batch_size: int | None, device: torch.device
+    model: nn.Module,
+    data: Any,
+    loss: Any,
+    metrics: Any,
+    batch_size: int | None,
+    device: torch.device,
+    inputs: Any,
+    targets: Any,
 ) -> Callable[[], dict[str, float]]:
     loader = _loader(data, None if getattr(data, "batch_size", None) else batch_size, 0, shuffle=False)
     call, kept = None if loss is None else bind(loss), Metrics(metrics, _ignored(loss))
-    return lambda: loop.evaluate(model, loader, kept, call, device)
+
+    def run() -> dict[str, float]:
+        with _selecting(loader, loss, inputs, targets):
+            return loop.evaluate(model, loader, kept, call, device)
+
+    return run
 
 
 def _loader(data: Any, batch_size: int | None, seed: int, shuffle: bool) -> BatchLoader | StreamLoader:
     own = batch_size is None and (isinstance(data, BatchLoader | StreamLoader) or getattr(data, "batch_size", None))
     return as_loader(data, batch_size if own or batch_size is not None else _BATCH_SIZE, seed=seed, shuffle=shuffle)
+
+
+@contextmanager
+def _selecting(loader: BatchLoader | StreamLoader, loss: Any, inputs: Any, targets: Any) -> Iterator[None]:
+    """Within the block the loader gives ``(inputs, *targets)`` where its batches are dicts and their keys are known."""
+    before = loader.transform
+    dataset = getattr(loader.dataset, "dataset", loader.dataset)  # a DataLoader holds its data set
+    if inputs is not None or targets is not None or (before is None and not _reads_dicts(loss)):
+        loader.transform = with_selection(before, selection(dataset, inputs, targets))
+    try:
+        yield
+    finally:
+        loader.transform = before
+
+
+def _reads_dicts(loss: Any) -> bool:
+    return loss is not None and isinstance(bind(loss), FunctionLoss)
 
 
 def _micro_batch(micro_batch: int | str, accumulation_steps: int | None, batch_size: int | None) -> int | str:

@@ -81,6 +81,8 @@ SIGNATURES: dict[str, dict[str, Any]] = {
         "xscale": "linear", "yscale": "linear", "fmts": None, "figsize": ANY, "axes": None, "*": None, "title": "",
     },
     "data.digits": {"split": REQUIRED},
+    "data.ImageNetTrain": {"config": None, "process_images": True, "data_root": None},
+    "data.ImageNetValidation": {"config": None, "process_images": True, "data_root": None},
     "data.BatchLoader": {
         "dataset": REQUIRED, "batch_size": REQUIRED, "*": None, "seed": 0, "shuffle": True, "drop_last": False,
         "transform": None,

@@ -6,8 +6,12 @@ from wholebatch.data.arrays import ArrayDataset as ArrayDataset
 from wholebatch.data.augment import ShiftRotate as ShiftRotate
 from wholebatch.data.choose import as_loader as as_loader
 from wholebatch.data.embedded import digits as digits
+from wholebatch.data.imagenet import ImageNetBase as ImageNetBase
+from wholebatch.data.imagenet import ImageNetTrain as ImageNetTrain
+from wholebatch.data.imagenet import ImageNetValidation as ImageNetValidation
 from wholebatch.data.loader import BatchLoader as BatchLoader
 from wholebatch.data.order import epoch_order as epoch_order
+from wholebatch.data.select import Select as Select
 from wholebatch.data.stream import StreamLoader as StreamLoader
 from wholebatch.data.transform import Compose as Compose
 from wholebatch.data.transform import Normalize as Normalize

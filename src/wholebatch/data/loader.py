@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -34,7 +35,8 @@ class BatchLoader:
     loader that takes over the state.
 
     Data in memory (:class:`ArrayDataset`, or what :func:`as_dataset` makes one) are indexed as tensors; the
-    samples of any other data set are fetched one by one and collated.
+    samples of any other data set are fetched one by one and collated. A data set that draws while it reads has
+    ``keyed_samples(numbers, seed=, epoch=)``, which is asked for the samples instead.
 
     Args:
         dataset: anything :func:`as_dataset` takes that has random access.
@@ -125,6 +127,8 @@ class BatchLoader:
         order = epoch_order(self.samples, self.seed, epoch) if self.shuffle else torch.arange(self.samples)
         finish = finisher(self.transform, self.seed, epoch, device)
         take = self._take
+        if callable(getattr(self.dataset, "keyed_samples", None)):
+            take = functools.partial(self._take_singly, epoch=epoch)
         least = self.batch_size if self.drop_last else 1
         while self._epoch == epoch and self.samples - self._consumed >= least:
             indices = order[self._consumed : self._consumed + self.batch_size]
@@ -147,12 +151,17 @@ class BatchLoader:
     def _small(self) -> bool:
         return self.dataset.bytes_per_sample * min(self.batch_size, self.samples) <= AT_ONCE_BYTES
 
-    def _take_singly(self, indices: Tensor) -> Any:
-        """Fetch samples one by one (or by the data set's own ``__getitems__``) and collate them."""
+    def _take_singly(self, indices: Tensor, epoch: int | None = None) -> Any:
+        """Fetch samples one by one (or by the data set's own ``__getitems__``) and collate them.
+
+        With ``epoch``, by its ``keyed_samples(numbers, seed=, epoch=)``: what a sample draws depends on these alone.
+        """
         numbers = indices.tolist()
         if not numbers:  # a process without a part of a short batch
-            return tree.cut(self._take_singly(torch.zeros(1, dtype=torch.int64)), 0, 0, 1)
+            return tree.cut(self._take_singly(torch.zeros(1, dtype=torch.int64), epoch), 0, 0, 1)
         fetch = getattr(self.dataset, "__getitems__", None)
+        if epoch is not None:
+            fetch = functools.partial(self.dataset.keyed_samples, seed=self.seed, epoch=epoch)
         samples = fetch(numbers) if callable(fetch) else [self.dataset[number] for number in numbers]
         try:
             return self._collate(samples)

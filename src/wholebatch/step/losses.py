@@ -344,7 +344,8 @@ def call_model(model: nn.Module, piece: Any) -> Any:
         return model(piece[0])
     raise LossError(
         f"a loss called as loss(output, *targets) needs a batch (inputs, *targets); this one is {_describe(piece)}. "
-        "Write the loss as a function f(model, batch) instead"
+        "Write the loss as a function f(model, batch) instead, or name the keys of a dict to wholebatch.train: "
+        "inputs=..., targets=..."
     )
 
 
