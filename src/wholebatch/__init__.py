@@ -32,6 +32,8 @@ _HOME = {
     "GradientAccumulator": "step",
     "MicroBatches": "step",
     "WholeBatchLoss": "step",
+    "Plan": "step",
+    "plan": "step",
     "train": "api",
     "evaluate": "api",
     "check_step": "verifying",

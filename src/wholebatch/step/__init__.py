@@ -2,8 +2,9 @@
 
 from wholebatch.step.coupled import WholeBatchLoss
 from wholebatch.step.gradient import GradientAccumulator
+from wholebatch.step.plan import Plan, plan
 from wholebatch.step.report import StepReport
 from wholebatch.step.step import Step
 from wholebatch.step.window import MicroBatches
 
-__all__ = ["GradientAccumulator", "MicroBatches", "Step", "StepReport", "WholeBatchLoss"]
+__all__ = ["GradientAccumulator", "MicroBatches", "Plan", "Step", "StepReport", "WholeBatchLoss", "plan"]
