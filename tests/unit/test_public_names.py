@@ -125,6 +125,8 @@ SIGNATURES: dict[str, dict[str, Any]] = {
     "check_step": {
         "take_step": REQUIRED, "model": REQUIRED, "batches": REQUIRED, "loss": REQUIRED, "*": None, "strict": False,
         "lr": None, "clip_norm": None,
+    },
+    "plan": {"model": REQUIRED, "batch": REQUIRED, "optimizer": None, "precision": "fp32", "memory": None},
     "verify": {"model": REQUIRED, "loss": REQUIRED, "batch": REQUIRED},
     "data.digits": {"split": REQUIRED},
     "data.ImageNetTrain": {"config": None, "process_images": True, "data_root": None},
@@ -147,6 +149,7 @@ ATTRIBUTES = {
     "LivePlot": ["add", "close", "flush", "points", "start", "step", "record", "message", "end", "__enter__"],
     "StepReport": ["loss", "weight", "samples", "grad_norm", "micro_batches", "skipped", "noise_scale"],
     "data.BatchLoader": ["state_dict", "load_state_dict"],
+    "Plan": ["parameters", "gradients", "optimizer", "activations_per_sample", "peak", "largest"],
     "StepCheck": ["ok", "error", "cases"],
 }  # fmt: skip
 
