@@ -49,3 +49,24 @@ def restore_place(state: Any, expected: dict[str, Any]) -> tuple[int, int]:
             f"epoch {epoch} with {consumed} samples consumed is no place in {expected.get('samples')} samples"
         )
     return epoch, consumed
+
+
+def on_error_policy(on_error: Any) -> str:
+    """Return ``on_error``, which says what becomes of an image that cannot be read.
+
+    Raises:
+        DataError: it is neither "raise" nor "skip".
+    """
+    if on_error not in ("raise", "skip"):
+        raise DataError(f"on_error is 'raise' or 'skip', got {on_error!r}")
+    return str(on_error)
+
+
+def whole_number(name: str, value: Any) -> int:
+    """Return ``value`` as an int of at least 0.
+
+    Raises:
+        InputTypeError: it is no whole number (a bool is none).
+        DataError: it is below 0.
+    """
+    return positive(name, value) if value != 0 or isinstance(value, bool) else 0
