@@ -7,6 +7,7 @@ import math
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,7 @@ def train(
     log_every: int | None = None,
     observers: Sequence[Observer] = (),
     display: bool = True,
+    workers: int = 0,
 ) -> History:
     """Train ``model`` and return the history.
 
@@ -98,6 +100,8 @@ def train(
         log_every: a record every so many steps, beside those of the epochs.
         observers: further observers of the run.
         display: show progress on standard output: live on a terminal, a line per epoch elsewhere.
+        workers: processes that read the samples of a ``Dataset`` ahead of time (:class:`wholebatch.data.BatchLoader`);
+            they have ended when ``train`` returns. A loader has its own.
         bitwise, parallel: not available in this version.
 
     Raises:
@@ -122,7 +126,7 @@ def train(
         raise ConfigError(f"schedule_unit={schedule_unit!r}; expected 'step' or 'epoch'{hint}")
     check_model(model)
     processes = parallel_processes.init()
-    loader = _loader(data, batch_size, seed, shuffle=True)
+    loader = _loader(data, batch_size, seed, shuffle=True, workers=workers)
     micro_batch = _micro_batch(micro_batch, accumulation_steps, loader.batch_size)
     where = _device(device, model)
     model.to(where)
@@ -139,14 +143,19 @@ def train(
         schedule=None if schedule_unit == "epoch" else attached,
     )
     at_once = loader.batch_size if micro_batch == "auto" else int(micro_batch)
-    test = None if eval_data is None else _evaluation(model, eval_data, loss, copy.deepcopy(metrics), at_once, where)
+    tested = None if eval_data is None else _evaluation_loader(eval_data, at_once, workers)
+    test = None if tested is None else _evaluation(model, tested, loss, copy.deepcopy(metrics), where)
     place = run_dir.path if isinstance(run_dir, RunFolder) else run_dir
     shape = _shape(loader, epochs, where, place, test is not None)
     _warn_of_short_schedule(schedule, shape, schedule_unit)
     shown = choose(sys.stdout) if display and processes.rank == 0 else Observer()  # one process prints and writes
     say = shown.message if display else None
     kept_somewhere = run_dir is not None or resume is not False
-    with saved.opened(run_dir, resume, resume_allow, processes, say) as (kept, beginning, told):
+    with (
+        closing(loader),
+        closing(tested or loader),
+        saved.opened(run_dir, resume, resume_allow, processes, say) as (kept, beginning, told),
+    ):
         return loop.train(
             step,
             loader,
@@ -172,6 +181,7 @@ def evaluate(
     loss: Any = None,
     batch_size: int | None = None,
     device: str | torch.device = "auto",
+    workers: int = 0,
 ) -> dict[str, float]:
     """Evaluate ``model`` on ``data``, every sample once; modes of the layers are given back.
 
@@ -184,6 +194,7 @@ def evaluate(
             data where the loss is a sum).
         batch_size: samples of one forward: 512, or the loader's own.
         device: "auto" is where the model is.
+        workers: see :func:`train`.
 
     Returns:
         ``loss`` where there is one, a number per metric, and ``samples``.
@@ -200,7 +211,8 @@ def evaluate(
     own = next((p.device for p in model.parameters()), torch.device("cpu"))
     where = own if device == "auto" else _device(device, model)
     model.to(where)
-    return _evaluation(model, data, loss, metrics, batch_size, where)()
+    with closing(_evaluation_loader(data, batch_size, workers)) as loader:
+        return _evaluation(model, loader, loss, metrics, where)()
 
 
 def _when(
@@ -221,16 +233,21 @@ def _when(
 
 
 def _evaluation(
-    model: nn.Module, data: Any, loss: Any, metrics: Any, batch_size: int | None, device: torch.device
+    model: nn.Module, loader: BatchLoader | StreamLoader, loss: Any, metrics: Any, device: torch.device
 ) -> Callable[[], dict[str, float]]:
-    loader = _loader(data, None if getattr(data, "batch_size", None) else batch_size, 0, shuffle=False)
     call, kept = None if loss is None else bind(loss), Metrics(metrics, _ignored(loss))
     return lambda: loop.evaluate(model, loader, kept, call, device)
 
 
-def _loader(data: Any, batch_size: int | None, seed: int, shuffle: bool) -> BatchLoader | StreamLoader:
+def _evaluation_loader(data: Any, batch_size: int | None, workers: int) -> BatchLoader | StreamLoader:
+    size = None if getattr(data, "batch_size", None) else batch_size
+    return _loader(data, size, 0, shuffle=False, workers=workers)
+
+
+def _loader(data: Any, batch_size: int | None, seed: int, shuffle: bool, workers: int) -> BatchLoader | StreamLoader:
     own = batch_size is None and (isinstance(data, BatchLoader | StreamLoader) or getattr(data, "batch_size", None))
-    return as_loader(data, batch_size if own or batch_size is not None else _BATCH_SIZE, seed=seed, shuffle=shuffle)
+    size = batch_size if own or batch_size is not None else _BATCH_SIZE
+    return as_loader(data, size, seed=seed, shuffle=shuffle, workers=workers)
 
 
 def _micro_batch(micro_batch: int | str, accumulation_steps: int | None, batch_size: int | None) -> int | str:

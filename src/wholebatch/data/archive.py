@@ -37,7 +37,6 @@ def read_members(path: str | os.PathLike[str], names: Collection[str]) -> dict[s
                     found[name] = file.read()
                     if len(found[name]) != member.size:
                         raise EOFError(f"{name} is cut off")
-                archive.members = []  # it would keep them all
     except FileNotFoundError:
         raise DataError(f"there is no archive {shown(path)}") from None
     except DataError:

@@ -195,7 +195,9 @@ def _whole(labels: Any) -> bool:
 def _record_file(kind: _Kind, name: str, content: bytes) -> tuple[np.ndarray, np.ndarray]:
     record = kind.label_bytes + PIXELS
     if not content or len(content) % record:
-        raise DataError(f"{name} is no part of {kind.name}, or cut off: {len(content)} bytes are no records of {record}")
+        raise DataError(
+            f"{name} is no part of {kind.name}, or cut off: {len(content)} bytes are no records of {record}"
+        )
     rows = np.frombuffer(content, np.uint8).reshape(-1, record)
     return rows[:, kind.label_bytes :], rows[:, kind.label_bytes - 1].astype(np.int64)
 
@@ -246,7 +248,9 @@ def _downloaded(kind: _Kind, split: str) -> tuple[np.ndarray, np.ndarray, list[s
 
 def _missing(kind: _Kind, place: Path | None) -> str:
     long = f"cifar-{kind.classes}"
-    where = "no folder was named, and $WHOLEBATCH_DATA is not set" if place is None else f"{shown(place)} does not have it"
+    where = (
+        "no folder was named, and $WHOLEBATCH_DATA is not set" if place is None else f"{shown(place)} does not have it"
+    )
     return (
         f"{kind.name} was not found: {where}; expected {long}-python.tar.gz or {long}-binary.tar.gz (from "
         "https://www.cs.toronto.edu/~kriz/cifar.html), what is in one of them, or the Hub's train-*.parquet; "

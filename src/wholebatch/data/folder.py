@@ -12,8 +12,9 @@ from wholebatch.data.checks import on_error_policy
 from wholebatch.data.imagefiles import ImageFiles, shown
 from wholebatch.data.split import check_split, stratified
 
-EXTENSIONS = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .bmp .dib .gif .webp .tif .tiff .ppm .pgm .pbm .pnm .tga .ico .jp2 .avif .pcx".split()
+EXTENSIONS = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"),
+    *(".pbm", ".pnm", ".tga", ".ico", ".jp2", ".avif", ".pcx"),
 )
 _TEST_FOLDERS = ("test", "val", "valid", "validation")
 _LEFT_BY_SYSTEMS = ("__MACOSX", "$RECYCLE.BIN", "System Volume Information")

@@ -116,9 +116,9 @@ def _json_rows(path: Path, file: Any) -> Iterator[tuple[str, str, str | None]]:
         except (ValueError, RecursionError) as error:
             raise DataError(f"the list {shown(path)}, line {number}: not JSON: {error}") from None
         if not isinstance(row, dict):
-            raise DataError(f"the list {shown(path)}, line {number}: expected {{\"file\": …, \"label\": …}}")
+            raise DataError(f'the list {shown(path)}, line {number}: expected {{"file": …, "label": …}}')
         values = [next((row[name] for name in names if name in row), None) for names in (FILE_COLUMNS, LABEL_COLUMNS)]
-        yield _row(path, number, *values, row.get("split"))
+        yield _row(path, number, values[0], values[1], row.get("split"))
 
 
 def _row(path: Path, number: int, file: Any, label: Any, split: Any) -> tuple[str, str, str | None]:

@@ -82,7 +82,7 @@ class ParquetImages(ImageDataset):
 
 
 def parquet_files(folder: Path, split: str) -> list[Path]:
-    """Return the parquet files of a split below ``folder``: ``train-00000-of-00001.parquet``, ``train/0000.parquet``."""
+    """Return the parquet files of a split below ``folder``: ``train-00000-of-00001.parquet``, ``train/0.parquet``."""
     found = sorted(folder.rglob("*.parquet"))
     return [file for file in found if file.name.lower().startswith(split) or file.parent.name.lower() == split]
 
@@ -98,15 +98,16 @@ def _table(path: str, image: str | None, label: str | None) -> tuple[list[Any], 
         ) from error
     try:
         names = pyarrow.parquet.read_schema(path).names
-        chosen = [_column(path, names, image, IMAGE_COLUMNS, "image"), _column(path, names, label, LABEL_COLUMNS, "label")]
-        table = pyarrow.parquet.read_table(path, columns=chosen)
-        numbers = table.column(chosen[1]).to_numpy()
+        image = _column(path, names, image, IMAGE_COLUMNS, "image")
+        label = _column(path, names, label, LABEL_COLUMNS, "label")
+        table = pyarrow.parquet.read_table(path, columns=[image, label])
+        numbers = table.column(label).to_numpy()
         if numbers.dtype.kind not in "iu":
-            raise DataError(f"{shown(path)}: column {chosen[1]!r} is of {numbers.dtype}, expected whole numbers")
-        kind = table.column(chosen[0]).type
+            raise DataError(f"{shown(path)}: column {label!r} is of {numbers.dtype}, expected whole numbers")
+        kind = table.column(image).type
         if not (pyarrow.types.is_struct(kind) or pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind)):
-            raise DataError(f"{shown(path)}: column {chosen[0]!r} is of {kind}, expected encoded images")
-        return list(table.column(chosen[0]).chunks), chosen[1], numbers, _classes(table.schema.metadata, chosen[1])
+            raise DataError(f"{shown(path)}: column {image!r} is of {kind}, expected encoded images")
+        return list(table.column(image).chunks), label, numbers, _classes(table.schema.metadata, label)
     except FileNotFoundError:
         raise DataError(f"there is no file {shown(path)}") from None
     except (pyarrow.ArrowException, OSError, ValueError, MemoryError) as error:

@@ -11,18 +11,19 @@ from __future__ import annotations
 import io
 import pickle
 import re
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from wholebatch.core.errors import DataError
 
 _INSTRUCTIONS = (
-    "PROTO FRAME STOP MARK POP POP_MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT BINSTRING "
-    "SHORT_BINSTRING BINUNICODE SHORT_BINUNICODE BINBYTES SHORT_BINBYTES EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 "
-    "EMPTY_LIST LIST APPEND APPENDS EMPTY_DICT DICT SETITEM SETITEMS GLOBAL STACK_GLOBAL REDUCE BUILD MEMOIZE BINPUT "
-    "LONG_BINPUT BINGET LONG_BINGET"
-).split()
+    *("PROTO", "FRAME", "STOP", "MARK", "POP", "POP_MARK", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1"),
+    *("BININT2", "LONG1", "BINFLOAT", "BINSTRING", "SHORT_BINSTRING", "BINUNICODE", "SHORT_BINUNICODE", "BINBYTES"),
+    *("SHORT_BINBYTES", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_LIST", "LIST", "APPEND"),
+    *("APPENDS", "EMPTY_DICT", "DICT", "SETITEM", "SETITEMS", "GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD", "MEMOIZE"),
+    *("BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET"),
+)
 _NUMBER = re.compile(r"[|<>=]?([biuf])([1248])")
 _DEEPEST = 20  # levels of lists and dicts
 
@@ -80,7 +81,9 @@ class _Array:
         _, shape, kind, by_columns, content = self.state
         if not isinstance(kind, _Type) or not isinstance(content, bytes):
             raise ValueError("an array that is none of numbers")
-        array = np.frombuffer(content, np.dtype(kind.order + kind.text)).reshape(shape, order="F" if by_columns else "C")
+        array = np.frombuffer(content, np.dtype(kind.order + kind.text)).reshape(
+            shape, order="F" if by_columns else "C"
+        )
         return np.ascontiguousarray(array, array.dtype.newbyteorder("="))
 
 
@@ -128,11 +131,11 @@ class _Reader(pickle._Unpickler):
             raise ValueError("it changes what cannot be changed")
         self.stack[-1].note(state)  # type: ignore[attr-defined]
 
-    dispatch = {  # noqa: RUF012 - as the class above has it
-        getattr(pickle, name)[0]: pickle._Unpickler.dispatch[getattr(pickle, name)[0]] for name in _INSTRUCTIONS
+    dispatch: ClassVar[dict[int, Any]] = {
+        **{getattr(pickle, name)[0]: pickle._Unpickler.dispatch[getattr(pickle, name)[0]] for name in _INSTRUCTIONS},
+        pickle.REDUCE[0]: load_reduce,
+        pickle.BUILD[0]: load_build,
     }
-    dispatch[pickle.REDUCE[0]] = load_reduce
-    dispatch[pickle.BUILD[0]] = load_build
 
 
 def _plain(value: Any, depth: int) -> Any:

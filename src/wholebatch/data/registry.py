@@ -29,7 +29,9 @@ def _digits(split: str, root: str | None = None) -> Any:
     return digits(split)
 
 
-def _placed(read: Reader, what: str, split: str, root: str | None = None, in_memory: bool = False, **options: Any) -> Any:
+def _placed(
+    read: Reader, what: str, split: str, root: str | None = None, in_memory: bool = False, **options: Any
+) -> Any:
     """A reader whose data lie at a path of their own."""
     if root is None:
         raise DataError(f"say which {what}: data.root=PATH")
@@ -49,7 +51,7 @@ READERS: Mapping[str, Reader] = MappingProxyType(
 )
 """Each is called with (split, root=…, further options); ``package.module:name`` is a name as well."""
 
-_OPTIONS_OF = {"folder": image_folder, "list": image_list, "hf": hugging_face}
+_OPTIONS_OF: Mapping[str, Reader] = {"folder": image_folder, "list": image_list, "hf": hugging_face}
 _NOT_OPTIONS = {"split", "root", "path", "source"}
 
 

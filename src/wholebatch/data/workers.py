@@ -107,9 +107,9 @@ class Ready:
             reason = " ".join(str(error).split())
             raise DataError(f"a worker process ended: {reason}; memory may be short, so try fewer workers") from error
         if isinstance(batch, _Failure):
-            error = DataError(batch.message)
-            error.add_note(f"In a worker process:\n{batch.trace}")
-            raise error
+            failure = DataError(batch.message)
+            failure.add_note(f"In a worker process:\n{batch.trace}")
+            raise failure
         return batch
 
 
@@ -158,7 +158,7 @@ def _loader(fetch: Fetch, count: int, order: _Order, pin: bool) -> DataLoader[An
         return DataLoader(
             _Tasks(fetch),
             batch_size=None,
-            sampler=order,  # type: ignore[arg-type]
+            sampler=order,
             num_workers=count,
             collate_fn=_as_it_is,
             pin_memory=pin,
