@@ -118,7 +118,7 @@ def _table(found: Findings) -> str:
         f"duplicates   {files[0]:>8,}  files that show {len(found.duplicates):,} pictures, each in one class",
         f"mislabelled  {files[1]:>8,}  files that show {len(found.mislabelled):,} pictures, each in several classes",
     ]
-    lines += _lines("unreadable", [f"{file}: {reason}" for file, reason in found.unreadable])
+    lines += _lines("unreadable", [reason for _, reason in found.unreadable])
     lines += _lines("duplicates", [" = ".join(group) for group in found.duplicates])
     lines += _lines("mislabelled", [" = ".join(group) for group in found.mislabelled])
     return "\n".join(lines)

@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from wholebatch import data, models, schedule
-from wholebatch.config.build_data import as_pictures, check_data, datasets, first_image, own_transform
+from wholebatch.config.build_data import as_pictures, check_data, datasets, first_image, own_transform, training_data
 from wholebatch.config.schema import Config
 from wholebatch.core.errors import ConfigError, InputError, nearest
 from wholebatch.data.registry import classes_of
@@ -94,7 +94,7 @@ def look(config: Config, count: int) -> tuple[list[Any], list[str], Any]:
     Raises:
         DataError: the data cannot be used.
     """
-    train_data = datasets(config)[0]
+    train_data = training_data(config)
     transform = own_transform(config, train_data)
     classes = classes_of(train_data)
     loader = data.BatchLoader(

@@ -38,11 +38,20 @@ def datasets(config: Config) -> tuple[Any, Any]:
         DataError: they cannot be read, or the two parts are of different classes.
     """
     say = config.data
-    train, test = (registry.read(say.name, split, say.root, **say.arguments) for split in ("train", "test"))
+    train, test = training_data(config), registry.read(say.name, "test", say.root, **say.arguments)
     of_train, of_test = registry.classes_of(train), registry.classes_of(test)
     if of_train != of_test:
         raise DataError(f"the training part of {say.name} has the classes {of_train}, its test part {of_test}")
     return train, test
+
+
+def training_data(config: Config) -> Any:
+    """Return the training part alone.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    return registry.read(config.data.name, "train", config.data.root, **config.data.arguments)
 
 
 def own_transform(config: Config, train: Any) -> data.Transform | None:

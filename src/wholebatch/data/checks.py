@@ -8,21 +8,19 @@ from typing import Any
 from wholebatch.core.errors import DataError, InputTypeError
 
 
-def positive(name: str, value: Any) -> int:
-    """Return ``value`` as an int of at least 1.
+def positive(name: str, value: Any, of: str = "samples") -> int:
+    """Return ``value``, a number ``of`` something, as an int of at least 1.
 
     Raises:
         InputTypeError: it is no whole number (a bool is none).
         DataError: it is below 1.
     """
     if isinstance(value, bool):
-        raise InputTypeError(f"{name} must be a whole number of samples, got {value}")
+        raise InputTypeError(f"{name} must be a whole number of {of}, got {value}")
     try:
         number = operator.index(value)
     except TypeError:
-        raise InputTypeError(
-            f"{name} must be a whole number of samples, got {value!r} ({type(value).__name__})"
-        ) from None
+        raise InputTypeError(f"{name} must be a whole number of {of}, got {value!r} ({type(value).__name__})") from None
     if number < 1:
         raise DataError(f"{name} must be at least 1, got {number}")
     return number
@@ -62,11 +60,11 @@ def on_error_policy(on_error: Any) -> str:
     return str(on_error)
 
 
-def whole_number(name: str, value: Any) -> int:
-    """Return ``value`` as an int of at least 0.
+def whole_number(name: str, value: Any, of: str) -> int:
+    """Return ``value``, a number ``of`` something, as an int of at least 0.
 
     Raises:
         InputTypeError: it is no whole number (a bool is none).
         DataError: it is below 0.
     """
-    return positive(name, value) if value != 0 or isinstance(value, bool) else 0
+    return positive(name, value, of) if value != 0 or isinstance(value, bool) else 0

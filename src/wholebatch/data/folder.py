@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections.abc import Iterator
-from pathlib import Path
 
 from wholebatch.core.errors import DataError, InputTypeError
 from wholebatch.data.checks import on_error_policy
@@ -108,7 +107,7 @@ def walk(folder: str) -> Iterator[str]:
 def _walk(folder: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
     try:
         status = os.stat(folder)
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        entries = _entries(folder)
     except OSError as error:
         raise DataError(f"the folder {shown(folder)} cannot be read: {error.strerror or error}") from error
     here = (status.st_dev, status.st_ino)
@@ -119,6 +118,12 @@ def _walk(folder: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
             yield from _walk(entry.path, above | {here})
         elif is_image(entry.name) and (entry.is_file() or entry.is_symlink()):  # a broken link is a missing image
             yield entry.path
+
+
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    """What is in a folder, in the order of names."""
+    with os.scandir(folder) as found:
+        return sorted(found, key=lambda entry: entry.name)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -138,18 +143,18 @@ def _folder(path: str | os.PathLike[str]) -> str:
 
 def _split_folders(root: str) -> dict[str, str]:
     """The folders of the two parts, relative to the root, or nothing where there are not both."""
-    names = {entry.name.lower(): entry.name for entry in os.scandir(root) if _is_folder(entry)}
+    names = {entry.name.lower(): entry.name for entry in _entries(root) if _is_folder(entry)}
     test = next((name for name in _TEST_FOLDERS if name in names), None)
     if "train" not in names or test is None:
         return {}
-    if any(is_image(entry.name) for part in ("train", test) for entry in os.scandir(Path(root, names[part]))):
+    if any(is_image(entry.name) for part in ("train", test) for entry in _entries(os.path.join(root, names[part]))):
         return {}  # two classes that are called so
     return {"train": names["train"], "test": names[test]}
 
 
 def _images(root: str, part: str) -> Iterator[tuple[str, str]]:
     """(class, path relative to the root) of every image in a class folder of ``root/part``."""
-    for entry in sorted(os.scandir(os.path.join(root, part)), key=lambda entry: entry.name):
+    for entry in _entries(os.path.join(root, part)):
         if _is_folder(entry):
             name = shown(unicodedata.normalize("NFC", entry.name))  # macOS writes é as e and an accent
             for file in walk(entry.path):
@@ -165,7 +170,7 @@ def _training_classes(root: str, part: str, classes: list[str]) -> list[str]:
 
 
 def _nothing(root: str) -> str:
-    loose = sum(is_image(entry.name) for entry in os.scandir(root))
+    loose = sum(is_image(entry.name) for entry in _entries(root))
     if loose:
         return (
             f"{shown(root)} holds {loose} images, but no folder per class (cat/1.jpg, dog/2.jpg); "

@@ -36,7 +36,7 @@ def read_image(source: str | Path | bytes, name: str | None = None, mode: str = 
             with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
                 _check_pixels(image)
                 image.load()
-                return ImageOps.exif_transpose(image).convert(mode)
+                return _in_8_bits(ImageOps.exif_transpose(image)).convert(mode)
     except FileNotFoundError as error:
         raise DataError(f"there is no image {name}") from error
     except Image.DecompressionBombError as error:
@@ -52,6 +52,13 @@ def _check_pixels(image: Image.Image) -> None:
     limit, pixels = Image.MAX_IMAGE_PIXELS, image.width * image.height
     if limit is not None and pixels > limit:
         raise Image.DecompressionBombError(f"{pixels:,} pixels, the limit is {limit:,} (PIL.Image.MAX_IMAGE_PIXELS)")
+
+
+def _in_8_bits(image: Image.Image) -> Image.Image:
+    """Grey levels of 16 bits as such of 8; Pillow's own conversion makes all above 255 white."""
+    if not image.mode.startswith("I"):
+        return image
+    return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
 
 
 def as_tensor(image: Image.Image) -> Tensor:

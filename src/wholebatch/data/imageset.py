@@ -48,7 +48,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         self, labels: Sequence[int], classes: Sequence[str], size: int | None = None, on_error: str = "raise"
     ) -> None:
         self.classes = tuple(classes)
-        self.size = None if size is None else positive("size", size)
+        self.size = None if size is None else positive("size", size, "pixels")
         self.on_error = on_error_policy(on_error)
         self.transform: Transform | None = None
         self.skipped: tuple[tuple[str, str], ...] = ()
@@ -122,11 +122,10 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         self.skipped = tuple((self.name_at(place), reason) for place, reason in sorted(found.items()))
         self._kept = np.array([place for place in self._kept if int(place) not in found], dtype=np.int64)
         if found:
-            name, reason = self.skipped[0]
-            more = "" if len(found) == 1 else f" and {len(found) - 1} more"
+            more = "" if len(found) == 1 else f"; and {len(found) - 1} more"
             warnings.warn(
                 f"{self.what()}: {len(found)} of {len(self._labels)} images cannot be read and are left out: "
-                f"{name} ({reason}){more}",
+                f"{self.skipped[0][1]}{more}",
                 UserWarning,
                 stacklevel=2,
             )

@@ -101,7 +101,7 @@ class BatchLoader:
         in_memory = isinstance(self.dataset, ArrayDataset)
         own = in_memory or isinstance(self.dataset, ImageDataset)
         self.transform = self.dataset.transform if transform is None and own else transform
-        self.workers = whole_number("workers", workers)
+        self.workers = whole_number("workers", workers, "processes")
         self._fetch = None if in_memory and collate is None else Fetch(self.dataset, collate, seed)
         self._workers = Workers(self._fetch, self.workers) if self._fetch is not None and self.workers else None
         self._at_once = self._fetch is None and self._small()

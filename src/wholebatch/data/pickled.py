@@ -2,7 +2,7 @@
 
 A pickle is a program. This reader knows the instructions that put numbers, texts, lists and dicts together, and three
 names: numpy's ``ndarray``, ``dtype`` and the function that makes an empty array. For these it has stand-ins that only
-take notes; arrays are made afterwards, of notes that fit together. Any other name or instruction is an error. (The
+take notes; arrays are made afterwards, of notes that fit together. Any other name or instruction is an error, those of arrays in protocol 5 among them. (The
 standard reader in C is no base for this: it clears as much memory as a damaged pickle asks for.)
 """
 
@@ -41,7 +41,7 @@ def read_pickle(content: bytes, name: str) -> Any:
         DataError: it is none, is damaged, or holds anything else.
 
     >>> import numpy as np
-    >>> read_pickle(pickle.dumps({"data": np.arange(3, dtype=np.uint8)}), "an example")
+    >>> read_pickle(pickle.dumps({"data": np.arange(3, dtype=np.uint8)}, protocol=4), "an example")
     {'data': array([0, 1, 2], dtype=uint8)}
     """
     try:
