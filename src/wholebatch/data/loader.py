@@ -42,8 +42,8 @@ class BatchLoader:
     data set draws at random from the generators of torch, NumPy and Python is keyed by (seed, epoch, sample), so that
     the batches do not depend on the number of workers.
 
-    Workers start when they are first needed and are kept for the next epoch. They end when a ``for`` is left early or
-    raises, with :meth:`close`, at the end of a ``with`` block, with the loader itself, and with the process.
+    Workers start when they are first needed and are kept for the next epoch. They end when a ``for`` is left early or a
+    sample cannot be read, with :meth:`close`, at the end of a ``with`` block, with the loader, and with the process.
 
     Args:
         dataset: anything :func:`as_dataset` takes that has random access.
@@ -145,7 +145,7 @@ class BatchLoader:
                 begin = self._consumed
                 indices = order[begin : begin + self.batch_size]
                 self._consumed += indices.shape[0]
-                first, stop = self._part(indices.shape[0])
+                first, stop = _part(indices.shape[0], self._processes.rank, self._processes.size)
                 indices = indices[first:stop]
                 gather = partial(self._gather, indices, epoch, begin, ready)
                 yield Window(gather, indices, epoch, micro_batch, self._at_once, finish, first)
@@ -160,24 +160,21 @@ class BatchLoader:
         """The batch of the samples ``start … stop`` of those in ``indices``."""
         if self._fetch is None:
             return self.dataset.take(indices[start:stop])
-        batch = None if ready is None else ready.get((begin, start, stop))
-        return self._fetch(epoch, indices[start:stop].tolist()) if batch is None else batch
+        try:
+            batch = None if ready is None else ready.get((begin, start, stop))
+            return self._fetch(epoch, indices[start:stop].tolist()) if batch is None else batch
+        except BaseException:
+            self.close()  # the error's traceback may keep the ``for`` alive for long, and with it the workers
+            raise
 
     def _begin(self, order: Tensor, micro_batch: int | None, device: torch.device | str | None) -> Ready | None:
         """Let the workers begin with the rest of the epoch."""
         if self._workers is None:
             return None
-        epoch, consumed = self._epoch, self._consumed
-
-        def plan() -> Iterator[tuple[Place, Task]]:
-            for begin in range(consumed, self.samples - self._least() + 1, self.batch_size):
-                indices = order[begin : begin + self.batch_size]
-                first, last = self._part(indices.shape[0])
-                samples = last - first
-                cuts = bounds(samples, micro_batch or max(1, samples)) or [(0, 0)]
-                for start, stop in cuts:
-                    yield (begin, start, stop), (epoch, indices[first + start : first + stop].tolist())
-
+        rank, size = self._processes.rank, self._processes.size
+        begins = range(self._consumed, self.samples - self._least() + 1, self.batch_size)
+        # It must not know this loader, which would keep itself alive by it, and its workers with it.
+        plan = partial(_plan, order, self._epoch, begins, self.batch_size, rank, size, micro_batch)
         return self._workers.begin(plan, None if device is None else torch.device(device))
 
     def _least(self) -> int:
@@ -194,11 +191,6 @@ class BatchLoader:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _part(self, samples: int) -> tuple[int, int]:
-        """The part of a whole batch that is this process's: contiguous, in rank order, as even as can be."""
-        rank, size = self._processes.rank, self._processes.size
-        return samples * rank // size, samples * (rank + 1) // size
 
     def _small(self) -> bool:
         return self.dataset.bytes_per_sample * min(self.batch_size, self.samples) <= AT_ONCE_BYTES
@@ -220,3 +212,20 @@ class BatchLoader:
 
     def __repr__(self) -> str:
         return f"BatchLoader({self.samples} samples in batches of {self.batch_size}, seed={self.seed})"
+
+
+def _part(samples: int, rank: int, size: int) -> tuple[int, int]:
+    """The part of a whole batch that is a process's: contiguous, in rank order, as even as can be."""
+    return samples * rank // size, samples * (rank + 1) // size
+
+
+def _plan(
+    order: Tensor, epoch: int, begins: range, batch_size: int, rank: int, size: int, micro_batch: int | None
+) -> Iterator[tuple[Place, Task]]:
+    """The micro-batches of an epoch that are a process's, whole batches beginning at ``begins``."""
+    for begin in begins:
+        indices = order[begin : begin + batch_size]
+        first, last = _part(indices.shape[0], rank, size)
+        samples = last - first
+        for start, stop in bounds(samples, micro_batch or max(1, samples)) or [(0, 0)]:
+            yield (begin, start, stop), (epoch, indices[first + start : first + stop].tolist())

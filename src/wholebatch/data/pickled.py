@@ -2,8 +2,9 @@
 
 A pickle is a program. This reader knows the instructions that put numbers, texts, lists and dicts together, and three
 names: numpy's ``ndarray``, ``dtype`` and the function that makes an empty array. For these it has stand-ins that only
-take notes; arrays are made afterwards, of notes that fit together. Any other name or instruction is an error, those of arrays in protocol 5 among them. (The
-standard reader in C is no base for this: it clears as much memory as a damaged pickle asks for.)
+take notes; arrays are made afterwards, of notes that fit together. Any other name or instruction is an error, those of
+arrays in protocol 5 among them. (The standard reader in C is no base for this: it clears as much memory as a damaged
+pickle asks for.)
 """
 
 from __future__ import annotations

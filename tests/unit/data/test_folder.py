@@ -190,7 +190,7 @@ def test_a_damaged_image_raises_and_is_named(folder):
     for name in bad:
         with pytest.raises(DataError, match=name):
             data[data.files.index(name)]
-    with pytest.raises(DataError, match="sample 0 of ImageFiles: .*ant/0.png cannot be read, it is damaged"):
+    with pytest.raises(DataError, match=r"sample 0 of ImageFiles: .*ant/0\.png cannot be read, it is damaged"):
         next(iter(wb.data.BatchLoader(data, 4, shuffle=False)))
 
 

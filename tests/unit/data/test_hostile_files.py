@@ -34,6 +34,16 @@ def changed(content: bytes, changes, cut: int) -> bytes:
     return bytes(new[: len(new) - cut % len(new)] if cut else new)
 
 
+def allowed(name: str, work):
+    """What ``work`` gives, or None where it raises the one error that it may, with the file's name."""
+    try:
+        return work()
+    except DataError as error:
+        if name not in str(error):
+            raise
+        return None
+
+
 class Evil:
     def __reduce__(self):
         return os.mkdir, ("evil",)
@@ -131,7 +141,7 @@ def test_a_size_that_leads_back_does_not_hang(tmp_path):
         header[148:156] = b"%06o\0 " % sum(header)
         path = tmp_path / "a.tar"
         path.write_bytes(bytes(header) * 3)
-        with pytest.raises(DataError, match="a.tar is"):
+        with pytest.raises(DataError, match=r"a\.tar is"):
             read_members(path, {"a"})
 
 
@@ -142,10 +152,7 @@ def test_damaged_archives_raise_nothing_else(tmp_path, changes, cut):
     plain = cifar_files.tar(tmp_path / "whole.tar", cifar_files.binary_files(10, rows=1), "w").read_bytes()
     for name, content in (("a.tar.gz", whole), ("a.tar", plain)):
         (tmp_path / name).write_bytes(changed(content, changes, cut))
-        try:
-            wb.data.cifar10("test", tmp_path / name)
-        except DataError as error:
-            assert name in str(error)
+        allowed(name, lambda name=name: wb.data.cifar10("test", tmp_path / name))
     assert {entry.name for entry in tmp_path.iterdir()} == {"whole.tar.gz", "whole.tar", "a.tar.gz", "a.tar"}
 
 
@@ -167,10 +174,9 @@ def test_damaged_pickles_raise_nothing_else(changes, cut):
 def test_damaged_images_raise_nothing_else(changes, cut, kind):
     buffer = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(buffer, kind)
-    try:
-        assert read_image(changed(buffer.getvalue(), changes, cut), "x").mode == "RGB"
-    except DataError as error:
-        assert "x" in str(error)
+    content = changed(buffer.getvalue(), changes, cut)
+    image = allowed("a name", lambda: read_image(content, "a name"))
+    assert image is None or image.mode == "RGB"
 
 
 @settings(BOUNDED, max_examples=40)
@@ -181,9 +187,7 @@ def test_damaged_parquet_files_raise_nothing_else(tmp_path, changes, cut):
     if not (tmp_path / "whole.parquet").exists():
         cifar_files.parquet(tmp_path / "whole.parquet", 100, "test")
     path.write_bytes(changed((tmp_path / "whole.parquet").read_bytes(), changes, cut))
-    try:
-        data = wb.data.hugging_face(path)
-        for index in range(len(data)):
-            assert data[index][0].shape[0] == 3
-    except DataError as error:
-        assert "train.parquet" in str(error)
+    data = allowed("train.parquet", lambda: wb.data.hugging_face(path))
+    for index in range(0 if data is None else len(data)):
+        sample = allowed("train.parquet", lambda index=index: data[index])
+        assert sample is None or sample[0].shape[0] == 3

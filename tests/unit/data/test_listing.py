@@ -20,8 +20,8 @@ def write(folder, name, text):
         ("a.csv", "ant/0.png,zebra\nbee/1.png,ant\n\nbee/2.png,zebra\n"),
         ("b.csv", "\ufefflabel,path,other\r\nzebra,ant/0.png,1\r\nant,bee/1.png,2\r\nzebra,bee/2.png,3\r\n"),
         ("c.tsv", "file\tlabel\nant/0.png\tzebra\nbee/1.png\tant\nbee/2.png\tzebra"),
-        ("d.jsonl", '{"image": "ant/0.png", "class": "zebra"}\n\n{"image": "bee/1.png", "class": "ant"}\n'
-                    '{"image": "bee/2.png", "class": "zebra", "x": [1]}\n'),
+        ("d.jsonl", ('{"image": "ant/0.png", "class": "zebra"}\n\n{"image": "bee/1.png", "class": "ant"}\n'
+                    '{"image": "bee/2.png", "class": "zebra", "x": [1]}\n')),
     ],
 )  # fmt: skip
 def test_lists_say_the_same(folder, name, text):
