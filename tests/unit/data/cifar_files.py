@@ -13,9 +13,6 @@ from PIL import Image
 
 _TEN = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 NAMES = {10: list(_TEN), 100: [f"c{n}" for n in range(100)]}
-    10: ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"],
-    100: [f"c{n}" for n in range(100)],
-}
 
 
 def content(classes: int, split: str, rows: int = 4) -> tuple[np.ndarray, np.ndarray]:
