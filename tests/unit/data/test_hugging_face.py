@@ -12,6 +12,7 @@ import wholebatch as wb
 from wholebatch.core.errors import DataError, InputTypeError
 
 pyarrow = pytest.importorskip("pyarrow", reason="needs pyarrow (extra hf)")
+pytest.importorskip("pyarrow.parquet")
 
 
 def encoded(image: Image.Image) -> bytes:
@@ -90,21 +91,21 @@ def test_mistakes(tmp_path, picture):
         wb.data.hugging_face(3)
 
 
-def test_objects_of_the_library(tmp_path, picture):
+@pytest.mark.filterwarnings("ignore")  # of the library and of what it stands on
+def test_objects_of_the_library(tmp_path):
     datasets = pytest.importorskip("datasets", reason="needs the library datasets (extra hf)")
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["x", "y"])})
-    rows = {"image": [picture(n) for n in range(5)], "label": [0, 1, 1, 0, 1]}
-    made = datasets.Dataset.from_dict(rows, features)
+    path = cifar_files.parquet(tmp_path / "in" / "train.parquet", 10, "train")
+    made = datasets.load_dataset("parquet", data_files=str(path), split="train", cache_dir=str(tmp_path / "cache"))
+    images, labels = cifar_files.content(10, "train")
     for data in (
         wb.data.hugging_face(made),
+        wb.data.hugging_face(made.cast_column("img", datasets.Image())),
         wb.data.hugging_face(datasets.DatasetDict({"train": made, "validation": made}), "test"),
     ):
-        assert data.classes == ("x", "y")
-        assert data.targets.tolist() == rows["label"]
-        assert torch.equal(data[3][0], torch.from_numpy(np.array(picture(3))).permute(2, 0, 1))
+        assert data.classes == tuple(cifar_files.NAMES[10])
+        assert data.targets.tolist() == labels.tolist()
+        assert torch.equal(data.in_memory().inputs, torch.from_numpy(images))
     made.save_to_disk(str(tmp_path / "saved"))
-    assert len(wb.data.hugging_face(tmp_path / "saved")) == 5
-    made.to_parquet(str(tmp_path / "out" / "train.parquet"))
-    assert wb.data.hugging_face(tmp_path / "out", "train").classes == ("x", "y")
+    assert len(wb.data.hugging_face(tmp_path / "saved")) == 20
     with pytest.raises(DataError, match="no part 'dev'; it has train"):
         wb.data.hugging_face(datasets.DatasetDict({"train": made}), "dev")
