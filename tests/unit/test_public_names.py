@@ -72,6 +72,9 @@ SIGNATURES: dict[str, dict[str, Any]] = {
         "device": "auto",
     },
     "data.digits": {"split": REQUIRED},
+    "data.cifar10": {"split": REQUIRED, "root": None},
+    "data.cifar100": {"split": REQUIRED, "root": None},
+    "data.image_folder": {"path": REQUIRED, "split": None, "on_error": "raise"},
     "data.BatchLoader": {
         "dataset": REQUIRED, "batch_size": REQUIRED, "*": None, "seed": 0, "shuffle": True, "drop_last": False,
         "transform": None,

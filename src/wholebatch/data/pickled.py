@@ -26,7 +26,6 @@ _INSTRUCTIONS = (
     *("BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET"),
 )
 _NUMBER = re.compile(r"[|<>=]?([biuf])([1248])")
-_DEEPEST = 20  # levels of lists and dicts
 
 
 def read_pickle(content: bytes, name: str) -> Any:
@@ -46,7 +45,7 @@ def read_pickle(content: bytes, name: str) -> Any:
     {'data': array([0, 1, 2], dtype=uint8)}
     """
     try:
-        return _plain(_Reader(io.BytesIO(content), encoding="bytes").load(), 0)
+        return _plain(_Reader(io.BytesIO(content), encoding="bytes").load())
     except Exception as error:
         raise DataError(
             f"{name} is no pickle of plain values and arrays, or is damaged ({type(error).__name__}: {error})"
@@ -139,16 +138,14 @@ class _Reader(pickle._Unpickler):
     }
 
 
-def _plain(value: Any, depth: int) -> Any:
-    """``value`` with its arrays made; anything that is left of the stand-ins is an error."""
-    if depth > _DEEPEST:
-        raise ValueError("lists in lists without end")
+def _plain(value: Any) -> Any:
+    """``value`` with its arrays made; anything that is left of the stand-ins is an error, and so are endless lists."""
     if isinstance(value, dict):
-        return {_key(key): _plain(item, depth + 1) for key, item in value.items()}
+        return {_key(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         if all(type(item) in (int, bytes, str) for item in value):
             return value
-        return type(value)(_plain(item, depth + 1) for item in value)
+        return type(value)(_plain(item) for item in value)
     if isinstance(value, _Array):
         return value.made()
     if value is not None and not isinstance(value, int | float | str | bytes):

@@ -36,7 +36,7 @@ def stratified(
         DataError: ``test_share`` is not between 0 and 1.
 
     >>> stratified(["a", "b", "c", "d", "e"], [0, 0, 0, 1, 1], "test")
-    [1, 4]
+    [2, 4]
     """
     if not 0 < test_share < 1:
         raise DataError(f"test_share must be above 0 and below 1, got {test_share}")
