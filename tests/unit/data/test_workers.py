@@ -17,6 +17,7 @@ from torch.utils.data import Dataset, Subset
 
 import wholebatch as wb
 from wholebatch.core.errors import DataError, InputTypeError
+from wholebatch.core.record import Observer
 from wholebatch.data import ArrayDataset, BatchLoader
 from wholebatch.data.ahead import Ahead
 
@@ -164,7 +165,7 @@ def test_two_iterations_at_once():
 def test_an_error_names_its_sample(workers):
     loader = BatchLoader(Failing(), 5, shuffle=False, workers=workers)
     seen = []
-    with pytest.raises(DataError, match=r"sample 13 of Failing cannot be read: KeyError: 'no such thing'") as caught:
+    with pytest.raises(DataError, match=r"^sample 13 of Failing cannot be read: KeyError: 'no such thing'") as caught:
         seen.extend(batch[1].tolist() for batch in loader)
     assert seen == [list(range(5)), list(range(5, 10))]
     assert not multiprocessing.active_children()
@@ -319,6 +320,21 @@ def test_train_and_evaluate_end_their_workers(wrong):
             wb.evaluate(one, FailingLabelled(), workers=1)
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+class Stopping(Observer):
+    def step(self, progress):
+        raise KeyError("of an observer")
+
+
+def test_train_ends_its_workers_whatever_ends_it():
+    with pytest.raises(KeyError) as caught:
+        wb.train(
+            torch.nn.Linear(4, 3), Labelled(), loss=torch.nn.CrossEntropyLoss(), optimizer=torch.optim.SGD,
+            batch_size=8, workers=1, observers=[Stopping()], display=False,
+        )  # fmt: skip
+    assert caught.tb  # which holds all frames, and they the loader
+    assert not multiprocessing.active_children()
 
 
 SCRIPT = """
