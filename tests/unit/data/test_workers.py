@@ -331,7 +331,7 @@ def test_train_ends_its_workers_whatever_ends_it():
     with pytest.raises(KeyError) as caught:
         wb.train(
             torch.nn.Linear(4, 3), Labelled(), loss=torch.nn.CrossEntropyLoss(), optimizer=torch.optim.SGD,
-            batch_size=8, workers=1, observers=[Stopping()], display=False,
+            batch_size=8, workers=1, observers=[Stopping()], eval_data=Labelled(), display=False,
         )  # fmt: skip
     assert caught.tb  # which holds all frames, and they the loader
     assert not multiprocessing.active_children()
