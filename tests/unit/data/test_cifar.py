@@ -92,6 +92,13 @@ def test_decoded_images_are_kept_and_mapped(tmp_path, monkeypatch, own_cache):
     assert not [entry for entry in own_cache.iterdir() if entry.name.startswith(".")]
 
 
+def test_arrays_of_another_shape_are_not_taken_from_the_cache():
+    cache.store_arrays("x", {"a": torch.zeros(3, 4).numpy()})
+    assert cache.load_arrays("x", {"a": (None, 4)})["a"].shape == (3, 4)
+    for shape in ((2, 4), (3, 5), (3,), (3, 4, 1)):
+        assert cache.load_arrays("x", {"a": shape}) is None
+
+
 def test_a_cache_that_cannot_be_written_is_no_error(tmp_path, monkeypatch):
     pytest.importorskip("pyarrow", reason="needs pyarrow (extra hf)")
     cifar_files.parquet(tmp_path / "train.parquet", 10, "train")

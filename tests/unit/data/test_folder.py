@@ -211,11 +211,11 @@ def test_what_was_skipped_is_looked_for_once(folder, monkeypatch):
     (folder / "ant" / "0.png").write_text("no image")
     with pytest.warns(UserWarning, match="1 of 17"):
         first = wb.data.image_folder(folder, on_error="skip")
-    monkeypatch.setattr(wb.data.ImageFiles, "decode", lambda self, place: pytest.fail("decoded again"))
-    with pytest.warns(UserWarning, match="1 of 17"):
-        second = wb.data.image_folder(folder, on_error="skip")
+    with monkeypatch.context() as patch:
+        patch.setattr(wb.data.ImageFiles, "decode", lambda self, place: pytest.fail("decoded again"))
+        with pytest.warns(UserWarning, match="1 of 17"):
+            second = wb.data.image_folder(folder, on_error="skip")
     assert second.skipped == first.skipped
-    monkeypatch.undo()
     os.utime(folder / "ant" / "1.png", ns=(1, 1))  # a file that was written meanwhile is looked at
     (folder / "ant" / "1.png").write_text("no image either")
     with pytest.warns(UserWarning, match="2 of 17"):

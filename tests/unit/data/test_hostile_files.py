@@ -135,12 +135,12 @@ def test_members_that_would_land_outside(tmp_path, name, kind, match):
 
 def test_a_size_that_leads_back_does_not_hang(tmp_path):
     header = bytearray(tarfile.TarInfo("a").tobuf())
-    for size in (b"\xff" * 12, b"\x80" + b"\xff" * 11, b"\xff" * 10 + b"\xfc\x00"):
+    for size in (b"\xff" * 12, b"\x80" + b"\xff" * 11, b"\xff" * 10 + b"\xfc\x00", b"\xff" * 10 + b"\xfe\x00"):
         header[124:136] = size
         header[148:156] = b" " * 8
         header[148:156] = b"%06o\0 " % sum(header)
         path = tmp_path / "a.tar"
-        path.write_bytes(bytes(header) * 3)
+        path.write_bytes(tarfile.TarInfo("first").tobuf() + bytes(header) * 3)
         with pytest.raises(DataError, match=r"a\.tar is"):
             read_members(path, {"a"})
 
