@@ -7,7 +7,7 @@ import math
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,7 @@ def train(
     log_every: int | None = None,
     observers: Sequence[Observer] = (),
     display: bool = True,
+    workers: int = 0,
 ) -> History:
     """Train ``model`` and return the history.
 
@@ -106,6 +107,8 @@ def train(
         log_every: a record every so many steps, beside those of the epochs.
         observers: further observers of the run.
         display: show progress on standard output: live on a terminal, a line per epoch elsewhere.
+        workers: processes that read the samples of a ``Dataset`` ahead of time (:class:`wholebatch.data.BatchLoader`);
+            they have ended when ``train`` returns. A loader has its own.
         bitwise, parallel: not available in this version.
 
     Raises:
@@ -130,7 +133,7 @@ def train(
         raise ConfigError(f"schedule_unit={schedule_unit!r}; expected 'step' or 'epoch'{hint}")
     check_model(model)
     processes = parallel_processes.init()
-    loader = _loader(data, batch_size, seed, shuffle=True)
+    loader = _loader(data, batch_size, seed, shuffle=True, workers=workers)
     micro_batch = _micro_batch(micro_batch, accumulation_steps, loader.batch_size)
     where = _device(device, model)
     model.to(where)
@@ -147,9 +150,9 @@ def train(
         schedule=None if schedule_unit == "epoch" else attached,
     )
     at_once = loader.batch_size if micro_batch == "auto" else int(micro_batch)
-    named = (inputs, targets)
-    own = copy.deepcopy(metrics)
-    test = None if eval_data is None else _evaluation(model, eval_data, loss, own, at_once, where, *named)
+    tested = None if eval_data is None else _evaluation_loader(eval_data, at_once, workers)
+    own, named = copy.deepcopy(metrics), (inputs, targets)
+    test = None if tested is None else _evaluation(model, tested, loss, own, where, *named)
     place = run_dir.path if isinstance(run_dir, RunFolder) else run_dir
     shape = _shape(loader, epochs, where, place, test is not None)
     _warn_of_short_schedule(schedule, shape, schedule_unit)
@@ -157,6 +160,8 @@ def train(
     say = shown.message if display else None
     kept_somewhere = run_dir is not None or resume is not False
     with (
+        closing(loader),
+        closing(tested or loader),
         _selecting(loader, loss, inputs, targets),
         saved.opened(run_dir, resume, resume_allow, processes, say) as (kept, beginning, told),
     ):
@@ -189,6 +194,7 @@ def evaluate(
     device: str | torch.device = "auto",
     inputs: str | Sequence[str] | None = None,
     targets: str | Sequence[str] | None = None,
+    workers: int = 0,
 ) -> dict[str, float]:
     """Evaluate ``model`` on ``data``, every sample once; modes of the layers are given back.
 
@@ -203,6 +209,7 @@ def evaluate(
         device: "auto" is where the model is.
         inputs, targets: where batches are dicts: the keys of what the model takes and of what follows in the loss and
             the metrics; see :func:`train`.
+        workers: see :func:`train`.
 
     Returns:
         ``loss`` where there is one, a number per metric, and ``samples``.
@@ -219,7 +226,8 @@ def evaluate(
     own = next((p.device for p in model.parameters()), torch.device("cpu"))
     where = own if device == "auto" else _device(device, model)
     model.to(where)
-    return _evaluation(model, data, loss, metrics, batch_size, where, inputs, targets)()
+    with closing(_evaluation_loader(data, batch_size, workers)) as loader:
+        return _evaluation(model, loader, loss, metrics, where, inputs, targets)()
 
 
 def _when(
@@ -241,15 +249,13 @@ def _when(
 
 def _evaluation(
     model: nn.Module,
-    data: Any,
+    loader: BatchLoader | StreamLoader,
     loss: Any,
     metrics: Any,
-    batch_size: int | None,
     device: torch.device,
     inputs: Any,
     targets: Any,
 ) -> Callable[[], dict[str, float]]:
-    loader = _loader(data, None if getattr(data, "batch_size", None) else batch_size, 0, shuffle=False)
     call, kept = None if loss is None else bind(loss), Metrics(metrics, _ignored(loss))
 
     def run() -> dict[str, float]:
@@ -259,9 +265,15 @@ def _evaluation(
     return run
 
 
-def _loader(data: Any, batch_size: int | None, seed: int, shuffle: bool) -> BatchLoader | StreamLoader:
+def _evaluation_loader(data: Any, batch_size: int | None, workers: int) -> BatchLoader | StreamLoader:
+    size = None if getattr(data, "batch_size", None) else batch_size
+    return _loader(data, size, 0, shuffle=False, workers=workers)
+
+
+def _loader(data: Any, batch_size: int | None, seed: int, shuffle: bool, workers: int) -> BatchLoader | StreamLoader:
     own = batch_size is None and (isinstance(data, BatchLoader | StreamLoader) or getattr(data, "batch_size", None))
-    return as_loader(data, batch_size if own or batch_size is not None else _BATCH_SIZE, seed=seed, shuffle=shuffle)
+    size = batch_size if own or batch_size is not None else _BATCH_SIZE
+    return as_loader(data, size, seed=seed, shuffle=shuffle, workers=workers)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from wholebatch.config.build import Parts, build
 from wholebatch.config.schema import Config
 from wholebatch.core.errors import InputError, RunFolderError
 from wholebatch.core.record import History, Observer
-from wholebatch.data import BatchLoader
+from wholebatch.data import BatchLoader, Compose
 from wholebatch.display import RunFolder, choose
 
 
@@ -109,14 +109,21 @@ def evaluate_run(folder: Path, overrides: list[str]) -> dict[str, float]:
 
 
 def _train_loader(settings: Config, parts: Parts) -> BatchLoader:
-    return BatchLoader(parts.train_data, settings.batch_size, seed=settings.seed, transform=parts.train_transform)
+    return BatchLoader(
+        parts.train_data,
+        settings.batch_size,
+        seed=settings.seed,
+        transform=parts.train_transform or Compose(),
+        workers=settings.workers,
+    )
 
 
 def _test_loader(settings: Config, parts: Parts) -> BatchLoader:
     """The test data, as many at once as training has."""
     size = settings.resolved_micro_batch()
     at_once = settings.batch_size if size == "auto" else int(size)
-    return BatchLoader(parts.test_data, at_once, shuffle=False, transform=parts.test_transform)
+    transform = parts.test_transform or Compose()
+    return BatchLoader(parts.test_data, at_once, shuffle=False, transform=transform, workers=settings.workers)
 
 
 @contextmanager

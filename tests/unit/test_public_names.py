@@ -131,6 +131,9 @@ SIGNATURES: dict[str, dict[str, Any]] = {
     "data.digits": {"split": REQUIRED},
     "data.ImageNetTrain": {"config": None, "process_images": True, "data_root": None},
     "data.ImageNetValidation": {"config": None, "process_images": True, "data_root": None},
+    "data.cifar10": {"split": REQUIRED, "root": None},
+    "data.cifar100": {"split": REQUIRED, "root": None},
+    "data.image_folder": {"path": REQUIRED, "split": None, "on_error": "raise"},
     "data.BatchLoader": {
         "dataset": REQUIRED, "batch_size": REQUIRED, "*": None, "seed": 0, "shuffle": True, "drop_last": False,
         "transform": None,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from wholebatch.cli import config, demo, evaluate, plan, plot, train, verify
+from wholebatch.cli import config, data, demo, evaluate, plan, plot, train, verify
 from wholebatch.cli.words import WORDS
 from wholebatch.version import __version__
 
@@ -35,6 +35,11 @@ def make() -> typer.Typer:
     group.command("show", context_settings=WORDS)(config.show)
     group.command("validate", context_settings=WORDS)(config.validate)
     app.add_typer(group, name="config")
+    looks = typer.Typer(rich_markup_mode=None, invoke_without_command=True)
+    looks.callback()(_data_options)
+    looks.command("show", context_settings=WORDS)(data.show)
+    looks.command("check")(data.check)
+    app.add_typer(looks, name="data")
     return app
 
 
@@ -56,6 +61,11 @@ def _options(
 
 def _config_options(context: typer.Context) -> None:
     """Show or check a configuration."""
+    _help_where_nothing_is_asked(context)
+
+
+def _data_options(context: typer.Context) -> None:
+    """Look at data before training on them."""
     _help_where_nothing_is_asked(context)
 
 

@@ -13,10 +13,11 @@ from torch import nn
 from torch.optim import Optimizer
 
 from wholebatch import data, models, schedule
+from wholebatch.config.build_data import as_pictures, check_data, datasets, first_image, own_transform, training_data
 from wholebatch.config.schema import Config
-from wholebatch.core.errors import ConfigError, DataError, InputError, nearest
+from wholebatch.core.errors import ConfigError, InputError, nearest
+from wholebatch.data.registry import classes_of
 
-DATA: Mapping[str, Callable[[str], data.ArrayDataset]] = MappingProxyType({"digits": data.digits})
 LOSSES: Mapping[str, type[nn.Module]] = MappingProxyType({"cross_entropy": nn.CrossEntropyLoss})
 OPTIMIZERS: Mapping[str, type[Optimizer]] = MappingProxyType(
     {
@@ -36,8 +37,8 @@ _FROM_DATA = ("num_classes", "in_channels", "image_size")  # what a model is tol
 class Parts:
     """What a configuration builds. ``train_transform`` and ``test_transform`` are for the loaders of the two splits."""
 
-    train_data: data.ArrayDataset
-    test_data: data.ArrayDataset
+    train_data: Any  # map-style, samples (image, label)
+    test_data: Any
     train_transform: data.Transform | None
     test_transform: data.Transform | None
     model: nn.Module
@@ -62,16 +63,17 @@ def build(config: Config) -> Parts:
         DataError: the data cannot be used.
     """
     check_names(config)
-    train_data, test_data = _data(config)
-    model = _model(config, train_data)
+    train_data, test_data = datasets(config)
+    transform = own_transform(config, train_data)
+    classes = classes_of(train_data)
+    model = _model(config, train_data, classes, transform)
     steps_per_epoch = -(-len(train_data) // config.batch_size)
     progress = config.epochs * (steps_per_epoch if config.schedule_unit == "step" else 1)
-    classes = train_data.classes or ()
     return Parts(
         train_data=train_data,
         test_data=test_data,
-        train_transform=_train_transform(config, train_data),
-        test_transform=test_data.transform,
+        train_transform=_train_transform(config, transform),
+        test_transform=transform,
         model=model,
         optimizer=_optimizer(config, model),
         schedule=make_schedule(config, progress),
@@ -83,13 +85,32 @@ def build(config: Config) -> Parts:
     )
 
 
+def look(config: Config, count: int) -> tuple[list[Any], list[str], Any]:
+    """Return the first samples of the first epoch as training would see them, and the training data.
+
+    Returns:
+        images, C×H×W from 0 to 1 (what normalising did is undone); the names of their classes; the training data.
+
+    Raises:
+        DataError: the data cannot be used.
+    """
+    train_data = training_data(config)
+    transform = own_transform(config, train_data)
+    classes = classes_of(train_data)
+    loader = data.BatchLoader(
+        train_data, count, seed=config.seed, transform=_train_transform(config, transform) or data.Compose()
+    )
+    images, targets, *_ = next(iter(loader))
+    return as_pictures(images, transform), [classes[int(target)] for target in targets], train_data
+
+
 def check_names(config: Config) -> None:
     """Raise where the configuration names something that does not exist; reads no data and builds nothing.
 
     Raises:
         ConfigError: an unknown data set, model, optimizer, shape or loss, or an argument that it does not take.
     """
-    _check_choice("data.name", config.data.name, DATA)
+    check_data(config)
     _check_choice("model.name", config.model.name, models.MODELS)
     _check_choice("optimizer.name", config.optimizer.name.lower(), OPTIMIZERS)
     if config.optimizer.name.lower() in _REFUSED:
@@ -109,9 +130,8 @@ def check_names(config: Config) -> None:
 
 def _check_choice(key: str, name: str, known: Iterable[str]) -> None:
     if name not in known:
-        kind = "data set" if key == "data.name" else key.partition(".")[0]
         hint = nearest(name, known) or f"; choose from {', '.join(sorted(known))}"
-        raise ConfigError(f"{key}={name}: there is no such {kind}{hint}")
+        raise ConfigError(f"{key}={name}: there is no such {key.partition('.')[0]}{hint}")
 
 
 def _check_arguments(group: str, name: str, given: Iterable[str], known: Collection[str]) -> None:
@@ -121,40 +141,32 @@ def _check_arguments(group: str, name: str, given: Iterable[str], known: Collect
             raise ConfigError(f"{group}.{argument}: {name} does not take it{hint}")
 
 
-def _data(config: Config) -> tuple[data.ArrayDataset, data.ArrayDataset]:
-    """The training and the test part."""
-    if config.data.root is not None:
-        raise DataError(f"data.root={config.data.root}: {config.data.name} is embedded and has no folder; leave it out")
-    make = DATA[config.data.name]
-    return make("train"), make("test")
-
-
-def _train_transform(config: Config, dataset: data.ArrayDataset) -> data.Transform | None:
-    """Augmentation, where there is any, before what the data set does with its images anyway."""
+def _train_transform(config: Config, transform: data.Transform | None) -> data.Transform | None:
+    """Augmentation, where there is any, before what is done with the images of both parts."""
     augment = config.data.augment
     if not (augment.max_shift or augment.max_degrees or augment.max_scale):
-        return dataset.transform
+        return transform
     moved = data.ShiftRotate(augment.max_shift, augment.max_degrees, augment.max_scale)
-    return data.Compose(moved, *([dataset.transform] if dataset.transform else []))
+    return data.Compose(moved, *([transform] if transform else []))
 
 
-def _model(config: Config, dataset: data.ArrayDataset) -> nn.Module:
+def _model(config: Config, dataset: Any, classes: tuple[str, ...], transform: data.Transform | None) -> nn.Module:
     """The model for the data's images, its weights from the seed."""
-    images = dataset.inputs
-    known = dict(zip(_FROM_DATA, (len(dataset.classes or ()), images.shape[1], images.shape[-1]), strict=True))
+    image = first_image(dataset)
+    known = dict(zip(_FROM_DATA, (len(classes), image.shape[0], image.shape[-1]), strict=True))
     taken = inspect.signature(models.MODELS[config.model.name]).parameters
     options = {name: value for name, value in known.items() if name in taken} | config.model.arguments
     try:
         model = models.build(config.model.name, seed=config.seed, **options)
     except InputError as error:
         raise ConfigError(f"model {error}") from error
-    _check_fits(config, model, dataset)
+    _check_fits(config, model, dataset, transform)
     return model
 
 
-def _check_fits(config: Config, model: nn.Module, dataset: data.ArrayDataset) -> None:
+def _check_fits(config: Config, model: nn.Module, dataset: Any, transform: data.Transform | None) -> None:
     """Show the model two images, as they come to it, before anything is written."""
-    images, *_ = next(iter(data.BatchLoader(dataset, 2, shuffle=False)))
+    images, *_ = next(iter(data.BatchLoader(dataset, 2, shuffle=False, transform=transform or data.Compose())))
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             model.eval()(images)

@@ -33,14 +33,20 @@ class Augment:
 
 @dataclass
 class Data:
-    """The data set."""
+    """The data set; further keys are options of the data set named, such as size, on_error, test_share."""
 
     name: str = "digits"
-    """data set: digits"""
+    """data set: digits, cifar10, cifar100, folder, list, hf, or package.module:name"""
     root: str | None = None
-    """folder of its files; null: where the data set looks by itself (digits are embedded and need none)"""
+    """where its files are; null: where the data set looks by itself (digits are embedded and need none)"""
+    mean: list[float] | None = None
+    """mean of the images' channels, 0 to 1 (one number: all of them); null: the data set's own"""
+    std: list[float] | None = None
+    """standard deviation likewise"""
     augment: Augment = field(default_factory=Augment)
     """small random changes of the training images"""
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """options of the data set that have no field here"""
 
 
 @dataclass
@@ -125,6 +131,8 @@ class Config:
     """arithmetic of the model: fp32 or bf16"""
     bitwise: bool = False
     """same bits on any number of processes (needs a micro_batch)"""
+    workers: int = 0
+    """processes that read and decode images ahead of time; data in memory need none"""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps …"""
     run_dir: str | None = None
@@ -218,7 +226,7 @@ def dotted_keys(group: type = Config, prefix: str = "") -> list[str]:
     """Return every key of the schema, written with dots.
 
     >>> [key for key in dotted_keys() if key.startswith("data.")]  # doctest: +ELLIPSIS
-    ['data.name', 'data.root', 'data.augment', 'data.augment.max_shift', ...]
+    ['data.name', 'data.root', 'data.mean', 'data.std', 'data.augment', 'data.augment.max_shift', ...]
     """
     keys = []
     inner = subgroups(group)

@@ -8,21 +8,19 @@ from typing import Any
 from wholebatch.core.errors import DataError, InputTypeError
 
 
-def positive(name: str, value: Any) -> int:
-    """Return ``value`` as an int of at least 1.
+def positive(name: str, value: Any, of: str = "samples") -> int:
+    """Return ``value``, a number ``of`` something, as an int of at least 1.
 
     Raises:
         InputTypeError: it is no whole number (a bool is none).
         DataError: it is below 1.
     """
     if isinstance(value, bool):
-        raise InputTypeError(f"{name} must be a whole number of samples, got {value}")
+        raise InputTypeError(f"{name} must be a whole number of {of}, got {value}")
     try:
         number = operator.index(value)
     except TypeError:
-        raise InputTypeError(
-            f"{name} must be a whole number of samples, got {value!r} ({type(value).__name__})"
-        ) from None
+        raise InputTypeError(f"{name} must be a whole number of {of}, got {value!r} ({type(value).__name__})") from None
     if number < 1:
         raise DataError(f"{name} must be at least 1, got {number}")
     return number
@@ -49,3 +47,24 @@ def restore_place(state: Any, expected: dict[str, Any]) -> tuple[int, int]:
             f"epoch {epoch} with {consumed} samples consumed is no place in {expected.get('samples')} samples"
         )
     return epoch, consumed
+
+
+def on_error_policy(on_error: Any) -> str:
+    """Return ``on_error``, which says what becomes of an image that cannot be read.
+
+    Raises:
+        DataError: it is neither "raise" nor "skip".
+    """
+    if on_error not in ("raise", "skip"):
+        raise DataError(f"on_error is 'raise' or 'skip', got {on_error!r}")
+    return str(on_error)
+
+
+def whole_number(name: str, value: Any, of: str) -> int:
+    """Return ``value``, a number ``of`` something, as an int of at least 0.
+
+    Raises:
+        InputTypeError: it is no whole number (a bool is none).
+        DataError: it is below 0.
+    """
+    return positive(name, value, of) if value != 0 or isinstance(value, bool) else 0

@@ -20,9 +20,10 @@ def as_loader(
     shuffle: bool = True,
     transform: Transform | None = None,
     collate: Callable[[list[Any]], Any] | None = None,
+    workers: int = 0,
 ) -> BatchLoader | StreamLoader:
     """Return a loader of ``data``: a loader as it is, else a :class:`BatchLoader`, or a :class:`StreamLoader` for what
-    has no random access (where ``shuffle`` is the source's own affair).
+    has no random access (where ``shuffle`` and ``workers`` are the source's own affair).
 
     Raises:
         DataError: a loader of another batch size, or of its own transform; and as the loaders do.
@@ -42,4 +43,6 @@ def as_loader(
         return StreamLoader(dataset, batch_size, seed=seed, transform=transform, collate=collate)
     if batch_size is None:
         raise DataError(f"how many samples of {type(data).__name__} make a batch? say batch_size")
-    return BatchLoader(dataset, batch_size, seed=seed, shuffle=shuffle, transform=transform, collate=collate)
+    return BatchLoader(
+        dataset, batch_size, seed=seed, shuffle=shuffle, transform=transform, collate=collate, workers=workers
+    )

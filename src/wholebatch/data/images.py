@@ -13,6 +13,10 @@ from torch import Tensor
 
 from wholebatch.core.errors import DataError
 
+# All that hold photographs and drawings of pixels. Not among them are formats that Pillow hands to other programs
+# (EPS is a program that Ghostscript runs) and those that are made of other files.
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "TGA", "ICO", "JPEG2000", "AVIF", "PCX", "DIB")
+
 
 def read_image(source: str | Path | bytes, name: str | None = None, mode: str = "RGB") -> Image.Image:
     """Return the image in a file, or in the bytes of one, upright and wholly decoded.
@@ -29,18 +33,32 @@ def read_image(source: str | Path | bytes, name: str | None = None, mode: str = 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of damaged metadata; an image that cannot be decoded raises
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
+                _check_pixels(image)
                 image.load()
-                return ImageOps.exif_transpose(image).convert(mode)
+                return _in_8_bits(ImageOps.exif_transpose(image)).convert(mode)
     except FileNotFoundError as error:
         raise DataError(f"there is no image {name}") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except Image.DecompressionBombError as error:
         raise DataError(f"the image {name} is too large to be one: {error}") from error
     except UnidentifiedImageError as error:
         raise DataError(f"{name} is no image that Pillow can read") from error
     except Exception as error:  # decoders raise OSError, ValueError, SyntaxError, IndexError, struct.error, …
         raise DataError(f"the image {name} cannot be read, it is damaged: {error}") from error
+
+
+def _check_pixels(image: Image.Image) -> None:
+    """Raise beyond Pillow's limit, where it only warns (warnings are no help: threads share their filters)."""
+    limit, pixels = Image.MAX_IMAGE_PIXELS, image.width * image.height
+    if limit is not None and pixels > limit:
+        raise Image.DecompressionBombError(f"{pixels:,} pixels, the limit is {limit:,} (PIL.Image.MAX_IMAGE_PIXELS)")
+
+
+def _in_8_bits(image: Image.Image) -> Image.Image:
+    """Grey levels of 16 bits as such of 8; Pillow's own conversion makes all above 255 white."""
+    if not image.mode.startswith("I"):
+        return image
+    return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
 
 
 def as_tensor(image: Image.Image) -> Tensor:

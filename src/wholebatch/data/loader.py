@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import default_collate
 
-from wholebatch.core import processes, tree
+from wholebatch.core import processes
+from wholebatch.core.cuts import bounds
 from wholebatch.core.errors import DataError
 from wholebatch.data.adapt import as_dataset, has_random_access
 from wholebatch.data.arrays import ArrayDataset
-from wholebatch.data.checks import positive, restore_place
+from wholebatch.data.checks import positive, restore_place, whole_number
+from wholebatch.data.fetch import Fetch
+from wholebatch.data.imageset import ImageDataset
 from wholebatch.data.order import epoch_order
 from wholebatch.data.transform import Transform, finisher
 from wholebatch.data.window import Window
+from wholebatch.data.workers import Place, Ready, Task, Workers
 
 # Below this many bytes a whole batch is gathered by one index per tensor and cut into views, which saves a
 # fifth of the cost at 64 KiB; above it, gathering per micro-batch is as fast or faster (half the time where
@@ -35,8 +38,12 @@ class BatchLoader:
     loader that takes over the state.
 
     Data in memory (:class:`ArrayDataset`, or what :func:`as_dataset` makes one) are indexed as tensors; the
-    samples of any other data set are fetched one by one and collated. A data set that draws while it reads has
-    ``keyed_samples(numbers, seed=, epoch=)``, which is asked for the samples instead.
+    samples of any other data set are fetched one by one and collated, in this process or in ``workers`` others. What a
+    data set draws at random from the generators of torch, NumPy and Python is keyed by (seed, epoch, sample), so that
+    the batches do not depend on the number of workers.
+
+    Workers start when they are first needed and are kept for the next epoch. They end when a ``for`` is left early or a
+    sample cannot be read, with :meth:`close`, at the end of a ``with`` block, with the loader, and with the process.
 
     Args:
         dataset: anything :func:`as_dataset` takes that has random access.
@@ -45,10 +52,12 @@ class BatchLoader:
         shuffle: False keeps the data set's order.
         drop_last: leave a short last batch out.
         transform: applied to every micro-batch (:class:`Transform`); None is the data set's own (of an
-            ``ArrayDataset``), ``Compose()`` is none at all.
+            ``ArrayDataset`` or an ``ImageDataset``), ``Compose()`` is none at all.
         collate: makes a batch of a list of samples; data in memory are then fetched one by one, too.
         group: torch.distributed's process group. Each process gets its contiguous part of every whole batch, in rank
             order; ``batch_size`` is that of the whole.
+        workers: processes that make batches ahead of time, in order; where batches go to a GPU, through pinned memory,
+            and one batch ahead. 0 is this process alone. Data in memory need none and start none.
 
     Raises:
         DataError: a ``batch_size`` below 1, no samples, no random access, or ``drop_last`` leaves no batch.
@@ -70,6 +79,7 @@ class BatchLoader:
         transform: Transform | None = None,
         collate: Callable[[list[Any]], Any] | None = None,
         group: Any = None,
+        workers: int = 0,
     ) -> None:
         self._processes = processes.current(group)
         self.batch_size = positive("batch_size", batch_size)
@@ -89,10 +99,12 @@ class BatchLoader:
             )
         self.seed, self.shuffle, self.drop_last = seed, shuffle, drop_last
         in_memory = isinstance(self.dataset, ArrayDataset)
-        self.transform = self.dataset.transform if transform is None and in_memory else transform
-        self._collate = collate or default_collate
-        self._take = self.dataset.take if in_memory and collate is None else self._take_singly
-        self._at_once = in_memory and collate is None and self._small()
+        own = in_memory or isinstance(self.dataset, ImageDataset)
+        self.transform = self.dataset.transform if transform is None and own else transform
+        self.workers = whole_number("workers", workers, "processes")
+        self._fetch = None if in_memory and collate is None else Fetch(self.dataset, collate, seed)
+        self._workers = Workers(self._fetch, self.workers) if self._fetch is not None and self.workers else None
+        self._at_once = self._fetch is None and self._small()
         self._epoch, self._consumed = 0, 0
 
     @property
@@ -126,50 +138,62 @@ class BatchLoader:
         epoch = self._epoch
         order = epoch_order(self.samples, self.seed, epoch) if self.shuffle else torch.arange(self.samples)
         finish = finisher(self.transform, self.seed, epoch, device)
-        take = self._take
-        if callable(getattr(self.dataset, "keyed_samples", None)):
-            take = functools.partial(self._take_singly, epoch=epoch)
-        least = self.batch_size if self.drop_last else 1
-        while self._epoch == epoch and self.samples - self._consumed >= least:
-            indices = order[self._consumed : self._consumed + self.batch_size]
-            self._consumed += indices.shape[0]
-            first, stop = self._part(indices.shape[0])
-            indices = indices[first:stop]
-
-            def gather(start: int, stop: int, indices: Tensor = indices) -> Any:
-                return take(indices[start:stop])
-
-            yield Window(gather, indices, epoch, micro_batch, self._at_once, finish, first)
+        ready = self._begin(order, micro_batch, device)
+        ended = False
+        try:
+            while self._epoch == epoch and self.samples - self._consumed >= self._least():
+                begin = self._consumed
+                indices = order[begin : begin + self.batch_size]
+                self._consumed += indices.shape[0]
+                first, stop = _part(indices.shape[0], self._processes.rank, self._processes.size)
+                indices = indices[first:stop]
+                gather = partial(self._gather, indices, epoch, begin, ready)
+                yield Window(gather, indices, epoch, micro_batch, self._at_once, finish, first)
+            ended = True
+        finally:
+            if not ended:
+                self.close()
         if self._epoch == epoch:
             self._epoch, self._consumed = epoch + 1, 0
 
-    def _part(self, samples: int) -> tuple[int, int]:
-        """The part of a whole batch that is this process's: contiguous, in rank order, as even as can be."""
+    def _gather(self, indices: Tensor, epoch: int, begin: int, ready: Ready | None, start: int, stop: int) -> Any:
+        """The batch of the samples ``start … stop`` of those in ``indices``."""
+        if self._fetch is None:
+            return self.dataset.take(indices[start:stop])
+        try:
+            batch = None if ready is None else ready.get((begin, start, stop))
+            return self._fetch(epoch, indices[start:stop].tolist()) if batch is None else batch
+        except BaseException:
+            self.close()  # the error's traceback may keep the ``for`` alive for long, and with it the workers
+            raise
+
+    def _begin(self, order: Tensor, micro_batch: int | None, device: torch.device | str | None) -> Ready | None:
+        """Let the workers begin with the rest of the epoch."""
+        if self._workers is None:
+            return None
         rank, size = self._processes.rank, self._processes.size
-        return samples * rank // size, samples * (rank + 1) // size
+        begins = range(self._consumed, self.samples - self._least() + 1, self.batch_size)
+        # It must not know this loader, which would keep itself alive by it, and its workers with it.
+        plan = partial(_plan, order, self._epoch, begins, self.batch_size, rank, size, micro_batch)
+        return self._workers.begin(plan, None if device is None else torch.device(device))
+
+    def _least(self) -> int:
+        """How many samples make a batch that is given."""
+        return self.batch_size if self.drop_last else 1
+
+    def close(self) -> None:
+        """End the workers, where there are any; they start anew when they are needed again."""
+        if self._workers is not None:
+            self._workers.close()
+
+    def __enter__(self) -> BatchLoader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def _small(self) -> bool:
         return self.dataset.bytes_per_sample * min(self.batch_size, self.samples) <= AT_ONCE_BYTES
-
-    def _take_singly(self, indices: Tensor, epoch: int | None = None) -> Any:
-        """Fetch samples one by one (or by the data set's own ``__getitems__``) and collate them.
-
-        With ``epoch``, by its ``keyed_samples(numbers, seed=, epoch=)``: what a sample draws depends on these alone.
-        """
-        numbers = indices.tolist()
-        if not numbers:  # a process without a part of a short batch
-            return tree.cut(self._take_singly(torch.zeros(1, dtype=torch.int64), epoch), 0, 0, 1)
-        fetch = getattr(self.dataset, "__getitems__", None)
-        if epoch is not None:
-            fetch = functools.partial(self.dataset.keyed_samples, seed=self.seed, epoch=epoch)
-        samples = fetch(numbers) if callable(fetch) else [self.dataset[number] for number in numbers]
-        try:
-            return self._collate(samples)
-        except (TypeError, RuntimeError) as error:
-            raise DataError(
-                f"samples of {type(self.dataset).__name__} could not be put into one batch: {error}; "
-                "let the data set give tensors of one shape, or pass collate="
-            ) from error
 
     def state_dict(self) -> dict[str, Any]:
         """Return the place (epoch, consumed) and what the order depends on (seed, samples, shuffle)."""
@@ -188,3 +212,20 @@ class BatchLoader:
 
     def __repr__(self) -> str:
         return f"BatchLoader({self.samples} samples in batches of {self.batch_size}, seed={self.seed})"
+
+
+def _part(samples: int, rank: int, size: int) -> tuple[int, int]:
+    """The part of a whole batch that is a process's: contiguous, in rank order, as even as can be."""
+    return samples * rank // size, samples * (rank + 1) // size
+
+
+def _plan(
+    order: Tensor, epoch: int, begins: range, batch_size: int, rank: int, size: int, micro_batch: int | None
+) -> Iterator[tuple[Place, Task]]:
+    """The micro-batches of an epoch that are a process's, whole batches beginning at ``begins``."""
+    for begin in begins:
+        indices = order[begin : begin + batch_size]
+        first, last = _part(indices.shape[0], rank, size)
+        samples = last - first
+        for start, stop in bounds(samples, micro_batch or max(1, samples)) or [(0, 0)]:
+            yield (begin, start, stop), (epoch, indices[first + start : first + stop].tolist())

@@ -166,6 +166,9 @@ class StreamLoader:
         """
         self._epoch, _ = restore_place(state, {})
 
+    def close(self) -> None:
+        """Do nothing: what a source started is its own to end."""
+
     def __repr__(self) -> str:
         return f"StreamLoader({type(self.dataset).__name__}, batch_size={self.batch_size})"
 

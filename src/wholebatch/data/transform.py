@@ -119,6 +119,10 @@ class Normalize:
         new.mul_(self.scale).sub_(self._per_channel(self.mean, new))
         return new.div_(self._per_channel(self.std, new))
 
+    def undo(self, images: Tensor) -> Tensor:
+        """Return the scaled values, x · std + mean, that normalised images were made of, same shape."""
+        return images * self._per_channel(self.std, images) + self._per_channel(self.mean, images)
+
     def _per_channel(self, value: float | Sequence[float], images: Tensor) -> Any:
         """``value`` as something that broadcasts over axis 1."""
         if not isinstance(value, Sequence):

@@ -108,7 +108,8 @@ def _end_epoch(run: Run, evaluate: Callable[[], dict[str, float]] | None) -> flo
 
 def _windows(run: Run, micro_batch: int | None, device: torch.device) -> Callable[[], Iterator[Window]]:
     """How the batches of an epoch are got, behind those that were made before a restart."""
-    place = None if run.loader.transform is None else device  # the step itself moves what nothing transforms
+    moved = run.loader.transform is not None or getattr(run.loader, "workers", False)
+    place = device if moved else None  # the step itself moves what nothing transforms
     return lambda: islice(run.loader.windows(micro_batch, place), run.skipped_windows(), None)
 
 

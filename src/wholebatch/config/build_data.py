@@ -1,0 +1,108 @@
+"""From the group ``data`` of a configuration to data sets and what is done with their images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wholebatch import data
+from wholebatch.config.schema import Config
+from wholebatch.core.errors import ConfigError, DataError, nearest
+from wholebatch.data import registry
+
+
+def check_data(config: Config) -> None:
+    """Raise where the configuration names a data set or an option that does not exist; no data are read.
+
+    Raises:
+        ConfigError: the message names the nearest.
+    """
+    name = config.data.name
+    try:
+        registry.check_name(name)
+        known = registry.options(name)
+    except DataError as error:
+        raise ConfigError(f"data.name={name}: {error}") from error
+    for argument in config.data.arguments:
+        if known is not None and argument not in known:
+            hint = nearest(argument, known) or f"; it takes {', '.join(sorted(known)) or 'none'}"
+            raise ConfigError(f"data.{argument}: {name} does not take it{hint}")
+
+
+def datasets(config: Config) -> tuple[Any, Any]:
+    """Return the training and the test part: map-style data sets.
+
+    Raises:
+        DataError: they cannot be read, or the two parts are of different classes.
+    """
+    say = config.data
+    train, test = training_data(config), registry.read(say.name, "test", say.root, **say.arguments)
+    of_train, of_test = registry.classes_of(train), registry.classes_of(test)
+    if of_train != of_test:
+        raise DataError(f"the training part of {say.name} has the classes {of_train}, its test part {of_test}")
+    return train, test
+
+
+def training_data(config: Config) -> Any:
+    """Return the training part alone.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    return registry.read(config.data.name, "train", config.data.root, **config.data.arguments)
+
+
+def own_transform(config: Config, train: Any) -> data.Transform | None:
+    """Return what is done with the images of both parts: bytes are normalised, floats are left as they are.
+
+    By ``data.mean`` and ``data.std`` where they are given, else as the data set says, else by the statistics of its
+    training images (:func:`wholebatch.data.statistics`).
+
+    Raises:
+        ConfigError: one of ``data.mean`` and ``data.std`` is missing, or not positive.
+    """
+    mean, std = config.data.mean, config.data.std
+    if (mean is None) != (std is None):
+        raise ConfigError("data.mean and data.std belong together; give both, or none for those of the data set")
+    said = train.transform if isinstance(train, data.ArrayDataset | data.ImageDataset) else None
+    if mean is not None and std is not None:
+        scale = said.scale if isinstance(said, data.Normalize) else 1 / 255
+        return data.Normalize(_one_or_all(mean), _one_or_all(std), scale)
+    if said is not None:
+        return said
+    if first_image(train).dtype != torch.uint8:
+        return None
+    return data.Normalize(*data.statistics(train))
+
+
+def first_image(dataset: Any) -> Tensor:
+    """Return the first image of a data set, C×H×W.
+
+    Raises:
+        DataError: its samples are not (image, label) with a tensor of three axes.
+    """
+    sample = next(iter(data.BatchLoader(dataset, 1, shuffle=False, transform=data.Compose())))
+    image = sample[0] if isinstance(sample, tuple | list) and len(sample) > 1 else None
+    if not isinstance(image, Tensor) or image.ndim != 4:
+        got = f"{type(sample).__name__}" if image is None else f"images of shape {tuple(image.shape[1:])}"
+        raise DataError(f"{type(dataset).__name__} gives no samples (image C×H×W, label): {got}")
+    return image[0]
+
+
+def as_pictures(images: Tensor, transform: data.Transform | None) -> list[Any]:
+    """Return images that ``transform`` was applied to as arrays from 0 to 1, what normalising did being undone."""
+    if isinstance(transform, data.Normalize):
+        images = transform.undo(images)
+    elif images.dtype == torch.uint8:
+        images = images / 255
+    else:  # floats of any range
+        low, high = images.amin(), images.amax()
+        images = (images - low) / (high - low).clamp(min=1e-12)
+    return list(images.float().clamp(0, 1).cpu().numpy())
+
+
+def _one_or_all(values: list[float]) -> float | list[float]:
+    """One number stands for every channel."""
+    return float(values[0]) if len(values) == 1 else [float(value) for value in values]
