@@ -1,13 +1,26 @@
 """Data sets and their loaders: the embedded digits, data in memory, whole batches in an order that is a function of
-seed and epoch, streams with their weaker promise, and transforms whose random draws are keyed by sample."""
+seed and epoch, streams with their weaker promise, and augmentation whose random draws are keyed by sample."""
 
 from wholebatch.data.adapt import as_dataset as as_dataset
 from wholebatch.data.arrays import ArrayDataset as ArrayDataset
 from wholebatch.data.augment import ShiftRotate as ShiftRotate
+from wholebatch.data.callables import PerBatch as PerBatch
+from wholebatch.data.callables import PerSample as PerSample
+from wholebatch.data.callables import by_path as by_path
 from wholebatch.data.choose import as_loader as as_loader
+from wholebatch.data.colour import ColorJitter as ColorJitter
+from wholebatch.data.crop import RandomCrop as RandomCrop
+from wholebatch.data.crop import RandomResizedCrop as RandomResizedCrop
+from wholebatch.data.cutout import Cutout as Cutout
 from wholebatch.data.embedded import digits as digits
+from wholebatch.data.flip import HorizontalFlip as HorizontalFlip
 from wholebatch.data.loader import BatchLoader as BatchLoader
+from wholebatch.data.mix import CutMix as CutMix
+from wholebatch.data.mix import Mix as Mix
+from wholebatch.data.mix import MixUp as MixUp
 from wholebatch.data.order import epoch_order as epoch_order
+from wholebatch.data.statistics import Statistics as Statistics
+from wholebatch.data.statistics import channel_statistics as channel_statistics
 from wholebatch.data.stream import StreamLoader as StreamLoader
 from wholebatch.data.transform import Compose as Compose
 from wholebatch.data.transform import Normalize as Normalize

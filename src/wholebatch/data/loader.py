@@ -14,6 +14,7 @@ from wholebatch.core.errors import DataError
 from wholebatch.data.adapt import as_dataset, has_random_access
 from wholebatch.data.arrays import ArrayDataset
 from wholebatch.data.checks import positive, restore_place
+from wholebatch.data.mix import Mix
 from wholebatch.data.order import epoch_order
 from wholebatch.data.transform import Transform, finisher
 from wholebatch.data.window import Window
@@ -45,6 +46,7 @@ class BatchLoader:
         transform: applied to every micro-batch (:class:`Transform`); None is the data set's own (of an
             ``ArrayDataset``), ``Compose()`` is none at all.
         collate: makes a batch of a list of samples; data in memory are then fetched one by one, too.
+        mix: mixes every sample with another of its whole batch, after ``transform``: MixUp or CutMix.
         group: torch.distributed's process group. Each process gets its contiguous part of every whole batch, in rank
             order; ``batch_size`` is that of the whole.
 
@@ -67,6 +69,7 @@ class BatchLoader:
         drop_last: bool = False,
         transform: Transform | None = None,
         collate: Callable[[list[Any]], Any] | None = None,
+        mix: Mix | None = None,
         group: Any = None,
     ) -> None:
         self._processes = processes.current(group)
@@ -85,7 +88,7 @@ class BatchLoader:
                 f"drop_last leaves nothing: {self.samples} samples make no whole batch of {self.batch_size}; "
                 "lower batch_size or keep the short batch"
             )
-        self.seed, self.shuffle, self.drop_last = seed, shuffle, drop_last
+        self.seed, self.shuffle, self.drop_last, self.mix = seed, shuffle, drop_last, mix
         in_memory = isinstance(self.dataset, ArrayDataset)
         self.transform = self.dataset.transform if transform is None and in_memory else transform
         self._collate = collate or default_collate
@@ -128,9 +131,16 @@ class BatchLoader:
         least = self.batch_size if self.drop_last else 1
         while self._epoch == epoch and self.samples - self._consumed >= least:
             indices = order[self._consumed : self._consumed + self.batch_size]
+            plan = None
+            if self.mix is not None:
+                plan = self.mix.plan(indices, seed=self.seed, epoch=epoch, place=self._consumed)
             self._consumed += indices.shape[0]
             first, stop = self._part(indices.shape[0])
             indices = indices[first:stop]
+            if self.mix is not None and plan is not None:
+                mixed = self.mix.gathering(indices, plan.part(first, stop), take, finish)
+                yield Window(mixed, indices, epoch, micro_batch, position=first)
+                continue
 
             def gather(start: int, stop: int, indices: Tensor = indices) -> Any:
                 return take(indices[start:stop])
