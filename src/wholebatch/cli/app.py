@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from wholebatch.cli import config, evaluate, train
+from wholebatch.cli import config, evaluate, models, train
 from wholebatch.cli.words import WORDS
 from wholebatch.version import __version__
 
@@ -26,6 +26,7 @@ def make() -> typer.Typer:
     learn = "With nothing else, trains on digits; no data are downloaded."
     app.command("train", context_settings=WORDS, epilog=learn)(train.train)
     app.command("evaluate", context_settings=WORDS)(evaluate.evaluate)
+    app.command("models", context_settings=WORDS)(models.models)
     group = typer.Typer(rich_markup_mode=None, invoke_without_command=True)
     group.callback()(_config_options)
     group.command("show", context_settings=WORDS)(config.show)

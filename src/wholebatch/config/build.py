@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from wholebatch import data, models, schedule
+from wholebatch.config import transforms
 from wholebatch.config.schema import Config
 from wholebatch.core.errors import ConfigError, DataError, InputError, nearest
 
@@ -40,6 +41,8 @@ class Parts:
     test_data: data.ArrayDataset
     train_transform: data.Transform | None
     test_transform: data.Transform | None
+    mix: data.Mix | None  # for the loader of the training part
+    normalize: Any  # data.normalize with what "auto" came to, where it was computed
     model: nn.Module
     optimizer: Optimizer
     schedule: schedule.Schedule | None  # None: a constant learning rate
@@ -63,15 +66,18 @@ def build(config: Config) -> Parts:
     """
     check_names(config)
     train_data, test_data = _data(config)
-    model = _model(config, train_data)
+    normalizing, normalize = transforms.normalizing(config, train_data)
+    model = _model(config, train_data, normalizing)
     steps_per_epoch = -(-len(train_data) // config.batch_size)
     progress = config.epochs * (steps_per_epoch if config.schedule_unit == "step" else 1)
     classes = train_data.classes or ()
     return Parts(
         train_data=train_data,
         test_data=test_data,
-        train_transform=_train_transform(config, train_data),
-        test_transform=test_data.transform,
+        train_transform=transforms.training(config, train_data, normalizing),
+        test_transform=normalizing,
+        mix=transforms.mixing(config, len(classes)),
+        normalize=normalize,
         model=model,
         optimizer=_optimizer(config, model),
         schedule=_schedule(config, progress),
@@ -90,14 +96,16 @@ def check_names(config: Config) -> None:
         ConfigError: an unknown data set, model, optimizer, shape or loss, or an argument that it does not take.
     """
     _check_choice("data.name", config.data.name, DATA)
-    _check_choice("model.name", config.model.name, models.MODELS)
+    if not models.is_foreign(config.model.name):
+        _check_choice("model.name", config.model.name, models.MODELS)
     _check_choice("optimizer.name", config.optimizer.name.lower(), OPTIMIZERS)
     if config.optimizer.name.lower() in _REFUSED:
         raise ConfigError(f"optimizer.name={config.optimizer.name}: {_REFUSED[config.optimizer.name.lower()]}")
     _check_choice("schedule.shape", config.schedule.shape, schedule.SHAPES)
     _check_choice("loss.name", config.loss.name, LOSSES)
-    taken = inspect.signature(models.MODELS[config.model.name]).parameters
-    _check_arguments("model", config.model.name, config.model.arguments, set(taken) - {*_FROM_DATA})
+    options = models.options_of(config.model.name)
+    if options is not None:
+        _check_arguments("model", config.model.name, config.model.arguments, options - {*_FROM_DATA})
     taken = inspect.signature(OPTIMIZERS[config.optimizer.name.lower()]).parameters
     _check_arguments("optimizer", config.optimizer.name, _optimizer_arguments(config), set(taken) - {"params", "lr"})
     shape = _shape_fields(config)
@@ -129,37 +137,38 @@ def _data(config: Config) -> tuple[data.ArrayDataset, data.ArrayDataset]:
     return make("train"), make("test")
 
 
-def _train_transform(config: Config, dataset: data.ArrayDataset) -> data.Transform | None:
-    """Augmentation, where there is any, before what the data set does with its images anyway."""
-    augment = config.data.augment
-    if not (augment.max_shift or augment.max_degrees or augment.max_scale):
-        return dataset.transform
-    moved = data.ShiftRotate(augment.max_shift, augment.max_degrees, augment.max_scale)
-    return data.Compose(moved, *([dataset.transform] if dataset.transform else []))
-
-
-def _model(config: Config, dataset: data.ArrayDataset) -> nn.Module:
+def _model(config: Config, dataset: data.ArrayDataset, normalizing: data.Transform | None) -> nn.Module:
     """The model for the data's images, its weights from the seed."""
     images = dataset.inputs
     known = dict(zip(_FROM_DATA, (len(dataset.classes or ()), images.shape[1], images.shape[-1]), strict=True))
-    taken = inspect.signature(models.MODELS[config.model.name]).parameters
-    options = {name: value for name, value in known.items() if name in taken} | config.model.arguments
+    taken = models.options_of(config.model.name)
+    options = {name: value for name, value in known.items() if taken is None or name in taken} | config.model.arguments
     try:
         model = models.build(config.model.name, seed=config.seed, **options)
     except InputError as error:
         raise ConfigError(f"model {error}") from error
-    _check_fits(config, model, dataset)
+    _check_fits(config, model, dataset, normalizing)
     return model
 
 
-def _check_fits(config: Config, model: nn.Module, dataset: data.ArrayDataset) -> None:
+def _check_fits(
+    config: Config, model: nn.Module, dataset: data.ArrayDataset, normalizing: data.Transform | None
+) -> None:
     """Show the model two images, as they come to it, before anything is written."""
-    images, *_ = next(iter(data.BatchLoader(dataset, 2, shuffle=False)))
+    images, *_ = next(iter(data.BatchLoader(dataset, 2, shuffle=False, transform=normalizing)))
+    classes = len(dataset.classes or ())
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            model.eval()(images)
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0]
+            output = model.eval()(images)
+        if isinstance(output, torch.Tensor) and classes and output.shape[1:2] != (classes,):
+            raise ConfigError(
+                f"model.name={config.model.name}: it gives {tuple(output.shape)} for two images of {classes} classes; "
+                "let it take num_classes"
+            )
+    except (RuntimeError, AssertionError, ValueError) as error:  # an AssertionError is timm's of a wrong image size
+        if isinstance(error, ConfigError):
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         others = ", ".join(sorted({*models.MODELS} - {config.model.name}))
         raise ConfigError(
             f"model.name={config.model.name}: it cannot take the images of {config.data.name}, of shape "

@@ -98,16 +98,14 @@ def other_build(name: str) -> str:
 
 
 def _absent(name: str, missing: str) -> str:
-    if missing != name:
+    if missing != name and missing not in _EXTRAS:
         return f"there is no module {name}, since there is no {missing}: {_install(missing)}"
-    return f"{name} is not installed: {_install(missing)}"
+    return f"{missing} is not installed: {_install(missing)}"
 
 
 def _install(missing: str) -> str:
     package = missing.partition(".")[0]
-    return (
-        f"pip install 'wholebatch[{package}]'" if package in _EXTRAS else f"pip install the package that has {package}"
-    )
+    return f"pip install 'wholebatch[{package}]'" if package in _EXTRAS else "install the package that has it"
 
 
 def _version(package: str) -> str:

@@ -183,8 +183,12 @@ def _seed(key: int, device: torch.device) -> None:
 def _states(device: torch.device) -> tuple[Any, ...]:
     """The generators' states as something that compares."""
     on_gpu = torch.cuda.get_rng_state(device).numpy().tobytes() if device.type == "cuda" else b""
-    on_host = torch.get_rng_state().numpy().tobytes()
-    return on_host, on_gpu, repr(np.random.get_state()), random.getstate()
+    on_host, numpy = torch.get_rng_state().numpy().tobytes(), _numpy_state()
+    return on_host, on_gpu, numpy[1].tobytes(), numpy[2:], random.getstate()
+
+
+def _numpy_state() -> Any:
+    return np.random.get_state()
 
 
 @contextmanager
