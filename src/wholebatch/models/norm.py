@@ -17,8 +17,8 @@ def norm_layer(kind: str, channels: int) -> nn.Module:
     Raises:
         ValueError: another kind.
 
-    >>> norm_layer("group", 16)
-    GroupNorm(4, 16, eps=1e-05, affine=True)
+    >>> norm_layer("group", 16).num_groups
+    4
     """
     if kind == "group":
         return nn.GroupNorm(min(32, channels // 4), channels)
