@@ -69,6 +69,20 @@ def test_refusals(options):
         ColorJitter(**options)
 
 
+def test_the_mean_grey_of_a_large_image_has_no_order():
+    """A sum of floats is cut among the threads where it is alone, and not where it is one of several."""
+    images = torch.rand(12, 1, 300, 301, generator=torch.Generator().manual_seed(3))
+    jitter, threads = ColorJitter(contrast=1.0, top=1.0), torch.get_num_threads()
+    nothing_left = torch.zeros(12, 4)  # of the image itself: it becomes its mean
+    try:
+        torch.set_num_threads(2)
+        whole = jitter.apply(images, nothing_left)
+        alone = torch.cat([jitter.apply(images[n : n + 1], nothing_left[n : n + 1]) for n in range(12)])
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(whole, alone)
+
+
 def test_channels():
     with pytest.raises(DataError, match=r"1 or 3 channels, got \(8, 2, 5, 4\)"):
         ColorJitter(0.1).apply(IMAGES[:, :2], DRAWS)

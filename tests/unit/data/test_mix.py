@@ -59,7 +59,7 @@ def test_targets_add_to_exactly_one(mix):
     images = torch.zeros(5000, 1, 7, 9)
     _, soft = mix.apply((images, torch.arange(5000) % 4), (images, torch.arange(5000) % 3), plan)
     assert soft.dtype == torch.float32
-    assert torch.equal(soft.sum(1), torch.ones(5000))
+    assert torch.equal(soft.double().sum(1), torch.ones(5000, dtype=torch.float64))
     assert soft.min() >= 0
     assert 0.1 < (soft.max(1).values < 1).float().mean() <= 1
 
@@ -95,6 +95,21 @@ def test_partners_are_a_permutation_of_the_whole_batch_and_follow_seed_epoch_and
         changed = mix.plan(numbers, **{"seed": 0, "epoch": 0, "place": 0, **other})
         assert not torch.equal(changed.partners, plan.partners)
         assert not torch.equal(changed.shares, plan.shares)
+
+
+def test_every_batch_of_every_epoch_is_mixed_in_its_own_way():
+    asked = []
+
+    class Noting(MixUp):
+        def plan(self, indices, **place):
+            asked.append((len(indices), place))
+            return super().plan(indices, **place)
+
+    loader = BatchLoader((BYTES, LABELS), 8, seed=7, mix=Noting(CLASSES))
+    for _ in range(2):
+        list(loader)
+    places = [(8, 0), (8, 8), (8, 16), (5, 24)]
+    assert asked == [(n, {"seed": 7, "epoch": e, "place": place}) for e in (0, 1) for n, place in places]
 
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 5.0])
