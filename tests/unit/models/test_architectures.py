@@ -5,6 +5,7 @@ from torch import nn
 from wholebatch.models import MLP, MODELS, LeNet, ResNet, SmallCNN, build, cost
 from wholebatch.models.norm import NORMS, norm_layer
 from wholebatch.models.resnet import Block
+from wholebatch.models.vit import Attention
 
 SMALL = {"small_cnn": (1, 8, 8), "mlp": (1, 8, 8)}  # the others take 3 x 32 x 32
 RESNETS = ["resnet9", "resnet18", "resnet20", "resnet56"]
@@ -168,3 +169,10 @@ def test_cost_gives_the_modes_back_and_counts_frozen_weights():
     assert (found.parameters, found.multiply_adds) == (2 * 9 + 2 + 4, 2 * 9 * 9)
     assert [layer.training for layer in model] == [True, False]
     assert model.training
+
+
+def test_attention_weights_drop_out_in_training_alone():
+    layer, tokens = Attention(8, 2, dropout=0.5), torch.randn(2, 5, 8)
+    whole = layer.eval()(tokens)
+    assert torch.equal(layer(tokens), whole)
+    assert not torch.equal(layer.train()(tokens), whole)
