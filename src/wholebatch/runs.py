@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import TextIO
@@ -38,11 +39,13 @@ def train_recipe(
     first = parallel.init().rank == 0
     display = choose(stream or sys.stdout) if first else Observer()
     with _folder(settings, resume) if first else nullcontext(resume or Path()) as folder:
-        texts = {"config.yaml": config.to_yaml(settings)}
-        kept = RunFolder(folder, texts=texts, resume=resume is not None or saved.restarted(), say=display.message)
+        goes_on = resume is not None or saved.restarted()
         if first:
-            kept.check()
+            RunFolder(folder, resume=goes_on).check()
         parts = build(settings)
+        settings = replace(settings, data=replace(settings.data, normalize=parts.normalize))  # as it was computed
+        texts = {"config.yaml": config.to_yaml(settings)}
+        kept = RunFolder(folder, texts=texts, resume=goes_on, say=display.message)
         last = loop.LastStep(parts.model)
         try:
             history = _train(settings, parts, kept, allow, [display, last])
@@ -114,6 +117,7 @@ def _train_loader(settings: Config, parts: Parts) -> BatchLoader:
         settings.batch_size,
         seed=settings.seed,
         transform=parts.train_transform or Compose(),
+        mix=parts.mix,
         workers=settings.workers,
     )
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from wholebatch.cli import config, data, demo, evaluate, plan, plot, train, verify
+from wholebatch.cli import config, data, demo, evaluate, models, plan, plot, train, verify
 from wholebatch.cli.words import WORDS
 from wholebatch.version import __version__
 
@@ -30,6 +30,7 @@ def make() -> typer.Typer:
     app.command("plot")(plot.plot)
     app.command("verify", context_settings=WORDS)(verify.verify)
     app.command("demo")(demo.demo)
+    app.command("models", context_settings=WORDS)(models.models)
     group = typer.Typer(rich_markup_mode=None, invoke_without_command=True)
     group.callback()(_config_options)
     group.command("show", context_settings=WORDS)(config.show)

@@ -13,7 +13,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from wholebatch import data, models, schedule
-from wholebatch.config.build_data import as_pictures, check_data, datasets, first_image, own_transform, training_data
+from wholebatch.config import transforms
+from wholebatch.config.build_data import as_pictures, check_data, datasets, first_image, training_data
 from wholebatch.config.schema import Config
 from wholebatch.core.errors import ConfigError, InputError, nearest
 from wholebatch.data.registry import classes_of
@@ -41,6 +42,8 @@ class Parts:
     test_data: Any
     train_transform: data.Transform | None
     test_transform: data.Transform | None
+    mix: data.Mix | None  # for the loader of the training part
+    normalize: Any  # data.normalize with what "auto" came to, where it was computed
     model: nn.Module
     optimizer: Optimizer
     schedule: schedule.Schedule | None  # None: a constant learning rate
@@ -64,16 +67,18 @@ def build(config: Config) -> Parts:
     """
     check_names(config)
     train_data, test_data = datasets(config)
-    transform = own_transform(config, train_data)
+    normalizing, normalize = transforms.normalizing(config, train_data)
     classes = classes_of(train_data)
-    model = _model(config, train_data, classes, transform)
+    model = _model(config, train_data, classes, normalizing)
     steps_per_epoch = -(-len(train_data) // config.batch_size)
     progress = config.epochs * (steps_per_epoch if config.schedule_unit == "step" else 1)
     return Parts(
         train_data=train_data,
         test_data=test_data,
-        train_transform=_train_transform(config, transform),
-        test_transform=transform,
+        train_transform=transforms.training(config, normalizing),
+        test_transform=normalizing,
+        mix=transforms.mixing(config, len(classes)),
+        normalize=normalize,
         model=model,
         optimizer=_optimizer(config, model),
         schedule=make_schedule(config, progress),
@@ -95,10 +100,10 @@ def look(config: Config, count: int) -> tuple[list[Any], list[str], Any]:
         DataError: the data cannot be used.
     """
     train_data = training_data(config)
-    transform = own_transform(config, train_data)
+    transform, _ = transforms.normalizing(config, train_data)
     classes = classes_of(train_data)
     loader = data.BatchLoader(
-        train_data, count, seed=config.seed, transform=_train_transform(config, transform) or data.Compose()
+        train_data, count, seed=config.seed, transform=transforms.training(config, transform) or data.Compose()
     )
     images, targets, *_ = next(iter(loader))
     return as_pictures(images, transform), [classes[int(target)] for target in targets], train_data
@@ -111,14 +116,16 @@ def check_names(config: Config) -> None:
         ConfigError: an unknown data set, model, optimizer, shape or loss, or an argument that it does not take.
     """
     check_data(config)
-    _check_choice("model.name", config.model.name, models.MODELS)
+    if not models.is_foreign(config.model.name):
+        _check_choice("model.name", config.model.name, models.MODELS)
     _check_choice("optimizer.name", config.optimizer.name.lower(), OPTIMIZERS)
     if config.optimizer.name.lower() in _REFUSED:
         raise ConfigError(f"optimizer.name={config.optimizer.name}: {_REFUSED[config.optimizer.name.lower()]}")
     _check_choice("schedule.shape", config.schedule.shape, schedule.SHAPES)
     _check_choice("loss.name", config.loss.name, LOSSES)
-    taken = inspect.signature(models.MODELS[config.model.name]).parameters
-    _check_arguments("model", config.model.name, config.model.arguments, set(taken) - {*_FROM_DATA})
+    options = models.options_of(config.model.name)
+    if options is not None:
+        _check_arguments("model", config.model.name, config.model.arguments, options - {*_FROM_DATA})
     taken = inspect.signature(OPTIMIZERS[config.optimizer.name.lower()]).parameters
     _check_arguments("optimizer", config.optimizer.name, _optimizer_arguments(config), set(taken) - {"params", "lr"})
     shape = _shape_fields(config)
@@ -141,37 +148,35 @@ def _check_arguments(group: str, name: str, given: Iterable[str], known: Collect
             raise ConfigError(f"{group}.{argument}: {name} does not take it{hint}")
 
 
-def _train_transform(config: Config, transform: data.Transform | None) -> data.Transform | None:
-    """Augmentation, where there is any, before what is done with the images of both parts."""
-    augment = config.data.augment
-    if not (augment.max_shift or augment.max_degrees or augment.max_scale):
-        return transform
-    moved = data.ShiftRotate(augment.max_shift, augment.max_degrees, augment.max_scale)
-    return data.Compose(moved, *([transform] if transform else []))
-
-
 def _model(config: Config, dataset: Any, classes: tuple[str, ...], transform: data.Transform | None) -> nn.Module:
     """The model for the data's images, its weights from the seed."""
     image = first_image(dataset)
     known = dict(zip(_FROM_DATA, (len(classes), image.shape[0], image.shape[-1]), strict=True))
-    taken = inspect.signature(models.MODELS[config.model.name]).parameters
-    options = {name: value for name, value in known.items() if name in taken} | config.model.arguments
+    taken = models.options_of(config.model.name)
+    options = {name: value for name, value in known.items() if taken is None or name in taken} | config.model.arguments
     try:
         model = models.build(config.model.name, seed=config.seed, **options)
     except InputError as error:
         raise ConfigError(f"model {error}") from error
-    _check_fits(config, model, dataset, transform)
+    _check_fits(config, model, dataset, len(classes), transform)
     return model
 
 
-def _check_fits(config: Config, model: nn.Module, dataset: Any, transform: data.Transform | None) -> None:
+def _check_fits(config: Config, model: nn.Module, dataset: Any, classes: int, transform: data.Transform | None) -> None:
     """Show the model two images, as they come to it, before anything is written."""
     images, *_ = next(iter(data.BatchLoader(dataset, 2, shuffle=False, transform=transform or data.Compose())))
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            model.eval()(images)
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0]
+            output = model.eval()(images)
+        if isinstance(output, torch.Tensor) and classes and output.shape[1:2] != (classes,):
+            raise ConfigError(
+                f"model.name={config.model.name}: it gives {tuple(output.shape)} for two images of {classes} classes; "
+                "let it take num_classes"
+            )
+    except (RuntimeError, AssertionError, ValueError) as error:  # an AssertionError is timm's of a wrong image size
+        if isinstance(error, ConfigError):
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         others = ", ".join(sorted({*models.MODELS} - {config.model.name}))
         raise ConfigError(
             f"model.name={config.model.name}: it cannot take the images of {config.data.name}, of shape "

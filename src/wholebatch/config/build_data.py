@@ -54,29 +54,6 @@ def training_data(config: Config) -> Any:
     return registry.read(config.data.name, "train", config.data.root, **config.data.arguments)
 
 
-def own_transform(config: Config, train: Any) -> data.Transform | None:
-    """Return what is done with the images of both parts: bytes are normalised, floats are left as they are.
-
-    By ``data.mean`` and ``data.std`` where they are given, else as the data set says, else by the statistics of its
-    training images (:func:`wholebatch.data.statistics`).
-
-    Raises:
-        ConfigError: one of ``data.mean`` and ``data.std`` is missing, or not positive.
-    """
-    mean, std = config.data.mean, config.data.std
-    if (mean is None) != (std is None):
-        raise ConfigError("data.mean and data.std belong together; give both, or none for those of the data set")
-    said = train.transform if isinstance(train, data.ArrayDataset | data.ImageDataset) else None
-    if mean is not None and std is not None:
-        scale = said.scale if isinstance(said, data.Normalize) else 1 / 255
-        return data.Normalize(_one_or_all(mean), _one_or_all(std), scale)
-    if said is not None:
-        return said
-    if first_image(train).dtype != torch.uint8:
-        return None
-    return data.Normalize(*data.statistics(train))
-
-
 def first_image(dataset: Any) -> Tensor:
     """Return the first image of a data set, C×H×W.
 
@@ -101,8 +78,3 @@ def as_pictures(images: Tensor, transform: data.Transform | None) -> list[Any]:
         low, high = images.amin(), images.amax()
         images = (images - low) / (high - low).clamp(min=1e-12)
     return list(images.float().clamp(0, 1).cpu().numpy())
-
-
-def _one_or_all(values: list[float]) -> float | list[float]:
-    """One number stands for every channel."""
-    return float(values[0]) if len(values) == 1 else [float(value) for value in values]

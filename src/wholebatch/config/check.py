@@ -57,18 +57,34 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "log_every": (_at_least_1, f"null, or {_COUNT}"),
     "run_dir": (lambda v: v is None or bool(v.strip()), "null, or the path of a folder"),
     "data.root": (lambda v: v is None or bool(v.strip()), "null, or the path of a folder"),
-    "data.mean": (lambda v: v is None or bool(v), "null, or a list of numbers, one per channel or one for all"),
-    "data.std": (lambda v: v is None or (bool(v) and min(v) > 0), "null, or a list of numbers above 0"),
     "data.augment.max_shift": (_not_negative, "a number of pixels, 0 or more"),
     "data.augment.max_degrees": (lambda v: 0 <= v <= 180, "degrees from 0 to 180"),
     "data.augment.max_scale": (lambda v: 0 <= v < 1, "a number from 0 to below 1"),
+    "data.augment.random_resized_crop": (lambda v: 0 <= v <= 1, "a share of the area from 0 (none) to 1"),
+    "data.augment.crop_padding": (lambda v: 0 <= v <= _LARGEST, "a number of pixels, 0 or more"),
+    "data.augment.callable": (
+        lambda v: v is None or re.fullmatch(r"[^\W\d][\w.]*:[^\W\d][\w.]*", v) is not None,
+        "null, or package.module:name",
+    ),
+    "data.augment.color_jitter": (
+        lambda v: v is None or (len(v) in (3, 4) and min(v) >= 0 and (len(v) < 4 or v[3] <= 0.5)),
+        "null, or [brightness, contrast, saturation, hue], 0 or more, the hue up to 0.5",
+    ),
+    "data.augment.cutout": (lambda v: 0 <= v <= _LARGEST, "a number of pixels, 0 or more"),
+    "data.augment.mixup": (_not_negative, "a number, 0 (none) or more"),
+    "data.augment.cutmix": (_not_negative, "a number, 0 (none) or more"),
     "schedule.warmup_steps": (_not_negative, "a whole number, 0 or more"),
     "schedule.warmup_begin_lr": (_not_negative, "a number, 0 or more"),
     "schedule.max_update": (_at_least_1, f"null, or {_COUNT}"),
     "schedule.final_lr": (_not_negative, "null, or a number, 0 or more"),
     "loss.label_smoothing": (lambda v: 0 <= v <= 1, "a number from 0 to 1"),
 }
-_CHOICES = {"schedule_unit": ("step", "epoch"), "precision": ("fp32", "bf16")}
+_CHOICES = {
+    "schedule_unit": ("step", "epoch"),
+    "precision": ("fp32", "bf16"),
+    "data.augment.crop_mode": ("constant", "reflect"),
+    "data.augment.callable_per": ("sample", "batch"),
+}
 
 
 def expectation(key: str) -> str | None:
@@ -95,11 +111,27 @@ def check(config: Config) -> None:
             raise ConfigError(
                 f"{key}={inline(value)}: expected {' or '.join(_CHOICES[key])}{nearest(value, _CHOICES[key])}"
             )
+    _check_normalize(config.data.normalize)
     if config.accumulation_steps is not None and config.accumulation_steps > config.batch_size:
         raise ConfigError(
             f"accumulation_steps={config.accumulation_steps}: a batch of {config.batch_size} samples cannot be cut "
             f"into more passes than samples; expected 1 to {config.batch_size}"
         )
+
+
+def _check_normalize(value: Any) -> None:
+    """``auto``, nothing, or two numbers, or two lists of one length, the deviations positive."""
+    if value is None or value == "auto":
+        return
+    expected = "expected auto, null, or {mean: …, std: …}, numbers or lists with one per channel, std above 0"
+    if isinstance(value, dict) and set(value) == {"mean", "std"}:
+        mean, std = (item if isinstance(item, list) else [item] for item in (value["mean"], value["std"]))
+        numbers = all(
+            isinstance(n, int | float) and not isinstance(n, bool) and math.isfinite(n) for n in (*mean, *std)
+        )
+        if numbers and len(mean) == len(std) > 0 and min(std) > 0:
+            return
+    raise ConfigError(f"data.normalize={inline(value)}: {expected}")
 
 
 def _floats(value: Any) -> Iterator[float]:

@@ -11,13 +11,13 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from wholebatch.config.schema import NAMED_BY, Config, dotted_keys, field_names, is_open, subgroups
+from wholebatch.config.schema import NAMED_BY, Augment, Config, dotted_keys, field_names, is_open, subgroups
 from wholebatch.config.show import inline
 from wholebatch.core.errors import ConfigError, nearest
 
 _NOTHING: dict[str, dict[str, Any]] = {
     "schedule": {"shape": "constant"},
-    "data.augment": {"max_shift": 0.0, "max_degrees": 0.0},
+    "data.augment": dataclasses.asdict(Augment()),
 }  # what null stands for, where a whole group may be null
 _ELSEWHERE = {"optimizer.lr": "lr", "schedule.base_lr": "lr", "schedule.lr": "lr", "schedule.unit": "schedule_unit"}
 

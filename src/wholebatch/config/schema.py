@@ -29,6 +29,28 @@ class Augment:
     """largest rotation to either side, in degrees"""
     max_scale: float = 0.0
     """largest relative change of size, 0 to below 1 (0.1: 0.9 to 1.1 times)"""
+    random_resized_crop: float = 0.0
+    """smallest share of the area that a random window has, which is then brought to the image's size; 0: none"""
+    crop_padding: int = 0
+    """pixels added on all sides before a window of the image's size is cut at a random place; 0: none"""
+    crop_mode: str = "constant"
+    """what is added: constant (zeros) or reflect (the image mirrored at its edge)"""
+    flip: bool = False
+    """mirror every second image or so from left to right"""
+    callable: str | None = None
+    """anybody's transform, package.module:name, such as torchvision.transforms.v2:RandAugment; null: none"""
+    callable_per: str = "sample"
+    """call it per sample (generators seeded by sample) or per batch (the micro-batch then matters if it draws)"""
+    callable_arguments: dict[str, Any] = field(default_factory=dict)
+    """arguments of the callable"""
+    color_jitter: list[float] | None = None
+    """amounts of brightness, contrast, saturation and hue, such as [0.4, 0.4, 0.4, 0.1]; null: none"""
+    cutout: int = 0
+    """side of a square that is covered at a random place, in pixels; 0: none"""
+    mixup: float = 0.0
+    """alpha of MixUp, which blends every image and target with another of the whole batch; 0: none"""
+    cutmix: float = 0.0
+    """alpha of CutMix, which pastes a box of another image; with mixup, every sample has one of them; 0: none"""
 
 
 @dataclass
@@ -36,13 +58,11 @@ class Data:
     """The data set; further keys are options of the data set named, such as size, on_error, test_share."""
 
     name: str = "digits"
-    """data set: digits, cifar10, cifar100, folder, list, hf, or package.module:name"""
+    """data set: digits, cifar10, cifar100, fashion_mnist, mnist, folder, list, hf, or package.module:name"""
     root: str | None = None
     """where its files are; null: where the data set looks by itself (digits are embedded and need none)"""
-    mean: list[float] | None = None
-    """mean of the images' channels, 0 to 1 (one number: all of them); null: the data set's own"""
-    std: list[float] | None = None
-    """standard deviation likewise"""
+    normalize: Any = "auto"
+    """auto (the data set's own, or computed once over the training images), null (none), or {mean: …, std: …}"""
     augment: Augment = field(default_factory=Augment)
     """small random changes of the training images"""
     arguments: dict[str, Any] = field(default_factory=dict)
@@ -226,7 +246,7 @@ def dotted_keys(group: type = Config, prefix: str = "") -> list[str]:
     """Return every key of the schema, written with dots.
 
     >>> [key for key in dotted_keys() if key.startswith("data.")]  # doctest: +ELLIPSIS
-    ['data.name', 'data.root', 'data.mean', 'data.std', 'data.augment', 'data.augment.max_shift', ...]
+    ['data.name', 'data.root', 'data.normalize', 'data.augment', 'data.augment.max_shift', ...]
     """
     keys = []
     inner = subgroups(group)

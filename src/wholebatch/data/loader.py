@@ -17,6 +17,7 @@ from wholebatch.data.arrays import ArrayDataset
 from wholebatch.data.checks import positive, restore_place, whole_number
 from wholebatch.data.fetch import Fetch
 from wholebatch.data.imageset import ImageDataset
+from wholebatch.data.mix import Mix, Plan
 from wholebatch.data.order import epoch_order
 from wholebatch.data.transform import Transform, finisher
 from wholebatch.data.window import Window
@@ -54,6 +55,7 @@ class BatchLoader:
         transform: applied to every micro-batch (:class:`Transform`); None is the data set's own (of an
             ``ArrayDataset`` or an ``ImageDataset``), ``Compose()`` is none at all.
         collate: makes a batch of a list of samples; data in memory are then fetched one by one, too.
+        mix: mixes every sample with another of its whole batch, after ``transform``: MixUp or CutMix.
         group: torch.distributed's process group. Each process gets its contiguous part of every whole batch, in rank
             order; ``batch_size`` is that of the whole.
         workers: processes that make batches ahead of time, in order; where batches go to a GPU, through pinned memory,
@@ -78,6 +80,7 @@ class BatchLoader:
         drop_last: bool = False,
         transform: Transform | None = None,
         collate: Callable[[list[Any]], Any] | None = None,
+        mix: Mix | None = None,
         group: Any = None,
         workers: int = 0,
     ) -> None:
@@ -97,7 +100,7 @@ class BatchLoader:
                 f"drop_last leaves nothing: {self.samples} samples make no whole batch of {self.batch_size}; "
                 "lower batch_size or keep the short batch"
             )
-        self.seed, self.shuffle, self.drop_last = seed, shuffle, drop_last
+        self.seed, self.shuffle, self.drop_last, self.mix = seed, shuffle, drop_last, mix
         in_memory = isinstance(self.dataset, ArrayDataset)
         own = in_memory or isinstance(self.dataset, ImageDataset)
         self.transform = self.dataset.transform if transform is None and own else transform
@@ -143,12 +146,17 @@ class BatchLoader:
         try:
             while self._epoch == epoch and self.samples - self._consumed >= self._least():
                 begin = self._consumed
-                indices = order[begin : begin + self.batch_size]
-                self._consumed += indices.shape[0]
-                first, stop = _part(indices.shape[0], self._processes.rank, self._processes.size)
-                indices = indices[first:stop]
+                whole = order[begin : begin + self.batch_size]
+                self._consumed += whole.shape[0]
+                first, stop = _part(whole.shape[0], self._processes.rank, self._processes.size)
+                indices = whole[first:stop]
                 gather = partial(self._gather, indices, epoch, begin, ready)
-                yield Window(gather, indices, epoch, micro_batch, self._at_once, finish, first)
+                if self.mix is None:
+                    yield Window(gather, indices, epoch, micro_batch, self._at_once, finish, first)
+                else:
+                    plan = self.mix.plan(whole, seed=self.seed, epoch=epoch, place=begin).part(first, stop)
+                    mixed = self.mix.gathering(indices, plan, partial(self._take, epoch, begin, ready), finish)
+                    yield Window(mixed, indices, epoch, micro_batch, position=first)
             ended = True
         finally:
             if not ended:
@@ -158,11 +166,15 @@ class BatchLoader:
 
     def _gather(self, indices: Tensor, epoch: int, begin: int, ready: Ready | None, start: int, stop: int) -> Any:
         """The batch of the samples ``start … stop`` of those in ``indices``."""
+        return self._take(epoch, begin, ready, indices[start:stop], start, stop)
+
+    def _take(self, epoch: int, begin: int, ready: Ready | None, rows: Tensor, start: int, stop: int) -> Any:
+        """The batch of the samples ``rows``, which the micro-batch ``start … stop`` is made of."""
         if self._fetch is None:
-            return self.dataset.take(indices[start:stop])
+            return self.dataset.take(rows)
         try:
             batch = None if ready is None else ready.get((begin, start, stop))
-            return self._fetch(epoch, indices[start:stop].tolist()) if batch is None else batch
+            return self._fetch(epoch, rows.tolist()) if batch is None else batch
         except BaseException:
             self.close()  # the error's traceback may keep the ``for`` alive for long, and with it the workers
             raise
@@ -174,7 +186,8 @@ class BatchLoader:
         rank, size = self._processes.rank, self._processes.size
         begins = range(self._consumed, self.samples - self._least() + 1, self.batch_size)
         # It must not know this loader, which would keep itself alive by it, and its workers with it.
-        plan = partial(_plan, order, self._epoch, begins, self.batch_size, rank, size, micro_batch)
+        mixed = None if self.mix is None else partial(self.mix.plan, seed=self.seed, epoch=self._epoch)
+        plan = partial(_plan, order, self._epoch, begins, self.batch_size, rank, size, micro_batch, mixed)
         return self._workers.begin(plan, None if device is None else torch.device(device))
 
     def _least(self) -> int:
@@ -220,12 +233,23 @@ def _part(samples: int, rank: int, size: int) -> tuple[int, int]:
 
 
 def _plan(
-    order: Tensor, epoch: int, begins: range, batch_size: int, rank: int, size: int, micro_batch: int | None
+    order: Tensor,
+    epoch: int,
+    begins: range,
+    batch_size: int,
+    rank: int,
+    size: int,
+    micro_batch: int | None,
+    mixed: Callable[..., Plan] | None,
 ) -> Iterator[tuple[Place, Task]]:
     """The micro-batches of an epoch that are a process's, whole batches beginning at ``begins``."""
     for begin in begins:
-        indices = order[begin : begin + batch_size]
-        first, last = _part(indices.shape[0], rank, size)
-        samples = last - first
+        whole = order[begin : begin + batch_size]
+        first, last = _part(whole.shape[0], rank, size)
+        indices, samples = whole[first:last], last - first
+        plan = None if mixed is None else mixed(whole, place=begin).part(first, last)
         for start, stop in bounds(samples, micro_batch or max(1, samples)) or [(0, 0)]:
-            yield (begin, start, stop), (epoch, indices[first + start : first + stop].tolist())
+            rows = indices[start:stop]
+            if plan is not None:
+                rows = plan.part(start, stop).rows(rows)[0]
+            yield (begin, start, stop), (epoch, rows.tolist())

@@ -31,6 +31,7 @@ def facts_of(
 
     Objects are told apart by what their class and ``repr`` say; of a function only the name is seen.
     """
+    mix = getattr(loader, "mix", None)
     ordering = {"shuffle": getattr(loader, "shuffle", None), "drop_last": getattr(loader, "drop_last", None)}
     return {
         "loss": described(loss),
@@ -41,7 +42,7 @@ def facts_of(
         "precision": step.precision,
         "layers": {name: layer.extra_repr() for name, layer in step.model.named_modules() if layer.extra_repr()},
         "data": {"kind": type(loader.dataset).__name__, "digest": _digest(loader.dataset)},
-        "transform": described(loader.transform),
+        "transform": described(loader.transform if mix is None else [loader.transform, mix]),
         "order": ordering,
     }
 

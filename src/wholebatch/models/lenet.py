@@ -16,16 +16,18 @@ class LeNet(nn.Module):
     Args:
         num_classes: length of the output.
         in_channels: channels of the images.
+        image_size: their height and width in pixels, 16 or more.
 
     Shapes:
-        (samples, in_channels, 32, 32) to (samples, num_classes).
+        (samples, in_channels, image_size, image_size) to (samples, num_classes).
     """
 
-    def __init__(self, num_classes: int = 10, in_channels: int = 3) -> None:
+    def __init__(self, num_classes: int = 10, in_channels: int = 3, image_size: int = 32) -> None:
         super().__init__()
+        side = max(1, ((image_size - 4) // 2 - 4) // 2)
         self.conv1 = nn.Conv2d(in_channels, 6, 5)
         self.conv2 = nn.Conv2d(6, 16, 5)
-        self.fc1 = nn.Linear(16 * 5 * 5, 120)
+        self.fc1 = nn.Linear(16 * side * side, 120)
         self.fc2 = nn.Linear(120, 84)
         self.fc3 = nn.Linear(84, num_classes)
 
