@@ -17,6 +17,7 @@ from wholebatch.core import cuts, processes, tree
 from wholebatch.core.errors import BatchError, InputError
 from wholebatch.step import losses
 from wholebatch.step.draws import Draws
+from wholebatch.step.engine import Engine
 from wholebatch.step.gradient import GradientAccumulator, check_clip_norm, check_held, check_nonfinite, check_optimizer
 from wholebatch.step.losses import targets_of
 from wholebatch.step.options import check_options, scheduler_of
@@ -24,7 +25,7 @@ from wholebatch.step.over_processes import raise_together, same_start
 from wholebatch.step.promise import Promise
 from wholebatch.step.report import StepReport
 from wholebatch.step.unkeyed import PowerIterations, layers_that_draw, unchanged_buffers
-from wholebatch.step.window import MicroBatches
+from wholebatch.step.window import MicroBatches, with_last
 
 _UNKNOWN, _FAILED = -1, -2  # in place of a number of samples
 
@@ -54,6 +55,7 @@ class Step:
         schedule: a function of the number of applied steps, or an ``LRScheduler``; stepped once per applied step.
         batch_axis: the samples' axis: an int, or one per key or place; None for what is passed whole.
         group: torch.distributed's process group.
+        engine: how gradients are summed over processes (:func:`wholebatch.parallel.engine`); after backward, if none.
 
     >>> model = nn.Linear(3, 2)
     >>> step = Step(model, torch.optim.SGD(model.parameters(), lr=0.1), nn.CrossEntropyLoss(), micro_batch=2)
@@ -78,9 +80,11 @@ class Step:
         schedule: Callable[[float], float] | LRScheduler | None = None,
         batch_axis: tree.Axis = 0,
         group: Any = None,
+        engine: Engine | None = None,
     ) -> None:
-        self._accumulator = GradientAccumulator(model, group)
-        self._processes = processes.current(group)
+        self._accumulator = GradientAccumulator(model, group, engine)
+        self._processes = processes.current(group) if engine is None else engine.processes
+        self._looks_ahead = engine is not None and engine.overlaps
         check_optimizer(optimizer)
         check_clip_norm(clip_norm)
         check_nonfinite(nonfinite)
@@ -129,7 +133,8 @@ class Step:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self._accumulator.begin(parameters + self._others if self._others else parameters, nominal)
         if error is None:
-            _, error = self._attempt(lambda: self._run_all(pieces, position, weight is None))
+            marked = with_last(pieces) if self._looks_ahead else ((*piece, False) for piece in pieces)
+            _, error = self._attempt(lambda: self._run_all(marked, position, weight is None))
         self.calls += 1
         report = self._accumulator.finish(
             self.optimizer,
@@ -240,29 +245,29 @@ class Step:
 
     # one micro-batch ------------------------------------------------------------------------------
 
-    def _run_all(self, pieces: Iterator[tuple[int, int, Any]], position: int | None, weigh: bool) -> None:
+    def _run_all(self, pieces: Iterator[tuple[int, int, Any, bool]], position: int | None, weigh: bool) -> None:
         if self._draws is None:
-            for start, samples, piece in pieces:
-                self._run(piece, start, samples, weigh)
+            for start, samples, piece, last in pieces:
+                self._run(piece, start, samples, weigh, last)
             return
         self._draws.unplaced = position is None
         with self._draws:
             self._run_keyed(pieces, position or 0, weigh)
 
-    def _run_keyed(self, pieces: Iterator[tuple[int, int, Any]], position: int, weigh: bool) -> None:
+    def _run_keyed(self, pieces: Iterator[tuple[int, int, Any, bool]], position: int, weigh: bool) -> None:
         draws = self._draws
         assert draws is not None
         samples = start = 0
         piece: Any = None
-        for start, samples, piece in pieces:
+        for start, samples, piece, last in pieces:
             draws.micro_batch(self.calls, position + start, samples)
             draws.probe = functools.partial(self._probe, piece, samples)
-            self._run(piece, start, samples, weigh)
+            self._run(piece, start, samples, weigh, last)
         draws.probe = None
         if samples and draws.unkeyed() and not self._promise.knows_of_draws():  # the last micro-batch stands for all
             self._tell_draws(piece, position + start, samples)
 
-    def _run(self, piece: Any, start: int, samples: int, weigh: bool) -> None:
+    def _run(self, piece: Any, start: int, samples: int, weigh: bool, last: bool) -> None:
         if self._promise.at_risk and (start or self._processes.size > 1):
             self._promise.cut()
         if self._power.vectors:
@@ -274,7 +279,7 @@ class Step:
             loss_sum, weight = self._loss.summed(output, piece, start, samples, weigh)
         if self.watch is not None and self._loss.shows_output:
             self.watch(tree.map_tensors(Tensor.detach, output), *targets_of(piece))
-        self._accumulator.add_sum(loss_sum, weight, samples)
+        self._accumulator.add_sum(loss_sum, weight, samples, last)
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         """A new one each time: a context of autocast that is entered again while it is open never closes."""
