@@ -98,7 +98,10 @@ def train(
         log_every: a record every so many steps, beside those of the epochs.
         observers: further observers of the run.
         display: show progress on standard output: live on a terminal, a line per epoch elsewhere.
-        bitwise, parallel: not available in this version.
+        parallel: how processes share the work, which changes the speed alone: "auto", "flat" (gradients are summed
+            after backward), "ddp" (by DistributedDataParallel, during the last backward), or a mapping of ``engine``
+            (one of these) and ``data`` (how many processes there have to be, or "auto").
+        bitwise: not available in this version.
 
     Raises:
         InputError, InputTypeError: what was given cannot be used; the message says what can.
@@ -114,7 +117,7 @@ def train(
     >>> history.last("train")["step"]
     6
     """
-    _refuse_later(bitwise=bitwise, parallel=parallel)
+    _refuse_later(bitwise=bitwise)
     every, limit = _when(run_dir, checkpoint_every, time_limit, resume)
     _check_counts(epochs=epochs, log_every=log_every, accumulation_steps=accumulation_steps)
     if schedule_unit not in ("step", "epoch"):
@@ -126,6 +129,7 @@ def train(
     micro_batch = _micro_batch(micro_batch, accumulation_steps, loader.batch_size)
     where = _device(device, model)
     model.to(where)
+    engine = parallel_processes.engine(parallel, model)
     made = optimizer if isinstance(optimizer, Optimizer) or not callable(optimizer) else optimizer(model.parameters())
     attached = _attached(schedule, made)
     step = Step(
@@ -137,6 +141,7 @@ def train(
         precision=precision,
         seed=seed,
         schedule=None if schedule_unit == "epoch" else attached,
+        engine=engine,
     )
     at_once = loader.batch_size if micro_batch == "auto" else int(micro_batch)
     test = None if eval_data is None else _evaluation(model, eval_data, loss, copy.deepcopy(metrics), at_once, where)

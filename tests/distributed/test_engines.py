@@ -88,7 +88,7 @@ def accumulate(rank: int, size: int) -> Any:
         model = seeded(engine_cases.Branching)
         optimizer = momentum(model.parameters())
         g = wb.GradientAccumulator(model, engine=engine(kind))
-        x, y = engine_cases.data(15)
+        x, _ = engine_cases.data(15)
         forgotten = x.abs() + 10  # takes the branch
         g.add((model(forgotten) - 1) ** 2)
         g.reset()
@@ -117,7 +117,7 @@ def test_gradient_accumulators(world: Any) -> None:
         optimizer.step()
     theirs = [p.detach() for p in model.parameters()]
     for kind in ENGINES:
-        for ours, weight, none in (first[kind], second[kind]):
+        for ours, weight, _ in (first[kind], second[kind]):
             assert distance(ours, theirs) < BAR * distance(theirs, before), kind
             assert weight == 7 * 3
         assert second[kind][2], kind  # nobody has a gradient for the branch
@@ -251,11 +251,13 @@ def breaking_loader(x: Tensor, y: Tensor, at: int) -> Any:
 def test_an_error_in_one_process_is_raised_in_all(world: Any, size: int) -> None:
     ranks = world(size, failing)
     for key in ranks[0]:
-        kind, place, _ = key
+        _, place, _ = key
         messages = [of[key][0] for of in ranks]
         assert max(of[key][1] for of in ranks) < SECONDS, key
         own = {"f": "broken in forward", "b": "broken in backward"}.get(place[0], "")
-        own = {"lengths": "BatchError", "labels": "LossError", "dtype": "RuntimeError", "loader": "disk"}.get(place, own)
+        own = {"lengths": "BatchError", "labels": "LossError", "dtype": "RuntimeError", "loader": "disk"}.get(
+            place, own
+        )
         assert own in messages[1], key
         assert not messages[1].startswith("PeerError"), key
         for message in messages[:1] + messages[2:]:

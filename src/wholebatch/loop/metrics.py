@@ -33,6 +33,7 @@ class Metrics:
 
     def __init__(self, metrics: Any = None, ignore_index: int | None = None) -> None:
         self._chooses = self._may_choose = metrics is None
+        self._agreed = False  # whether all processes have chosen
         self._ignore_index = ignore_index
         self._metrics = _named(metrics)
         self._device: torch.device | None = None
@@ -100,13 +101,18 @@ class Metrics:
         return {name: metric for name, metric in self._metrics.items() if isinstance(metric, Additive)}
 
     def _agree(self, processes: Processes) -> None:
-        """A process that saw no sample has not chosen yet; it chooses what the others have."""
-        if not self._may_choose:
+        """A process that saw no sample has not chosen yet; it chooses what the others have.
+
+        Once there is a choice, all processes have it, and do not ask again.
+        """
+        if not self._may_choose or self._agreed:
             return
         own = self._metrics.get("accuracy")
         classes = max(processes.exchange(0 if own is None else own.num_classes))
+        self._agreed = classes > 0
         if classes and own is None:
             self._metrics["accuracy"] = Accuracy(classes, ignore_index=self._ignore_index)
+            self._chooses = False
 
     def _read(self, metrics: Mapping[str, Any]) -> dict[str, float]:
         values: dict[str, float] = {}

@@ -69,13 +69,13 @@ def _check_size(data: Any, here: Processes) -> None:
         raise ConfigError(f"parallel: data={data!r}; expected 'auto', or the number of processes")
     if data != here.size:
         raise ConfigError(
-            f"parallel: data={data}, but the number of processes is {here.size}; start {data} of them (wholebatch train "
-            f"--processes {data}, or torchrun --nproc-per-node {data}), or say data='auto'"
+            f"parallel: data={data}, but the number of processes is {here.size}; start {data} of them (wholebatch "
+            f"train --processes {data}, or torchrun --nproc-per-node {data}), or say data='auto'"
         )
 
 
 def _faster(model: nn.Module | None) -> str:
-    """What benchmarks/bench_processes.py shows on the CPU; on a GPU an overlap costs nothing, having its own engines."""
+    """What benchmarks/bench_processes.py shows on the CPU; on a GPU, where exchange and kernels overlap, untested."""
     if model is None or any(gives_sparse(layer) for layer in model.modules()):
         return "flat"
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))

@@ -28,16 +28,15 @@ from wholebatch.step.over_processes import Totals, add_totals
 BUCKET_MB = 8
 
 _SPARSE = (
-    "{} gives sparse gradients, which DistributedDataParallel does not sum here; use "
-    "parallel='flat', or sparse=False"
+    "{} gives sparse gradients, which DistributedDataParallel does not sum here; use parallel='flat', or sparse=False"
 )
 _OUTSIDE = (
-    "a backward outside of this step has used a parameter that the step itself does not use, which DistributedDataParallel "
-    "cannot tell apart; give that backward a copy of the model, or use parallel='flat'"
+    "a backward outside of this step has used a parameter that the step itself does not use, which "
+    "DistributedDataParallel cannot tell apart; give that backward a copy of the model, or use parallel='flat'"
 )
 _INSIDE = (
-    "a parameter is used inside of backward, where DistributedDataParallel does not look (activation checkpointing with "
-    "use_reentrant=True does so); use checkpoint(…, use_reentrant=False), or parallel='flat'"
+    "a parameter is used inside of backward, where DistributedDataParallel does not look (activation checkpointing "
+    "with use_reentrant=True does so); use checkpoint(…, use_reentrant=False), or parallel='flat'"
 )
 
 
@@ -193,11 +192,11 @@ class _Anchored(nn.Module):
 
     def __init__(self, trained: Sequence[Tensor]) -> None:
         super().__init__()
-        kind = {"dtype": trained[0].dtype, "device": trained[0].device} if trained else {}
+        scalar = trained[0].detach().new_zeros(()) if trained else torch.zeros(())
         for number, parameter in enumerate(trained):
             self.register_parameter(str(number), parameter)  # type: ignore[arg-type]
-        self.spare = nn.Parameter(torch.zeros((), **kind))  # type: ignore[arg-type]
-        self.anchor = nn.Parameter(torch.zeros((), **kind))  # type: ignore[arg-type]
+        self.spare = nn.Parameter(scalar)
+        self.anchor = nn.Parameter(scalar.clone())
 
     def forward(self, loss_sum: Tensor) -> Tensor:
         return torch.add(loss_sum, self.anchor.to(loss_sum.device), alpha=0)
