@@ -131,24 +131,30 @@ def collectives(rank: int, size: int) -> Any:
     kept = distributed.all_reduce
     distributed.all_reduce = lambda *args, **kwargs: (calls.append(1), kept(*args, **kwargs))[1]
     try:
-        counts = []
+        counts: list[int] = []
+        chosen: list[int] = []
         metrics = {f"m{i}": wb.Accuracy(3) for i in range(4)}
         for _ in range(2):
             calls.clear()
             wb.evaluate(net(), data(), loss=nn.CrossEntropyLoss(), metrics=metrics, batch_size=8)
             counts.append(len(calls))
+        for samples in (29, 1):  # accuracy is chosen; then one process sees no sample
+            calls.clear()
+            wb.evaluate(net(), data(samples), loss=nn.CrossEntropyLoss(), batch_size=29)
+            chosen.append(len(calls))
         many = wb.Accumulator(1000)  # more than fit at first
         for _ in range(2):
             calls.clear()
             many.all_reduce()
             counts.append(len(calls))
+        counts += chosen
     finally:
         distributed.all_reduce = kept
     return counts
 
 
 def test_an_evaluation_takes_two_collectives(world: Any) -> None:
-    assert world(2, collectives) == [[2, 2, 3, 2], [2, 2, 3, 2]]
+    assert world(2, collectives) == [[2, 2, 3, 2, 2, 2]] * 2
 
 
 def disagreeing(rank: int, size: int) -> Any:
@@ -162,6 +168,7 @@ def disagreeing(rank: int, size: int) -> Any:
         {f"m{i}": wb.Accuracy(3) for i in range(40)},
         {},
     ]
+    others.append(None)  # it chooses, and the others do not
     for other in others:
         begun = time.monotonic()
         try:
@@ -185,8 +192,8 @@ def test_processes_that_change_their_metrics_differently_are_told(world: Any) ->
     ranks = world(3, disagreeing)
     for found in ranks:
         assert found == ranks[0]
-        assert found[1:10:2] == [accuracy] * 5
-        assert all("the processes have different sums: process 0 has" in found[n] for n in (0, 2, 4, 6, 8, 10))
+        assert found[1:12:2] == [accuracy] * 6
+        assert all("the processes have different sums: process 0 has" in found[n] for n in (0, 2, 4, 6, 8, 10, 12))
         assert "process 1 has" in found[0]
 
 
