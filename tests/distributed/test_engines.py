@@ -90,7 +90,11 @@ def accumulate(rank: int, size: int) -> Any:
         g = wb.GradientAccumulator(model, engine=engine(kind))
         x, _ = engine_cases.data(15)
         forgotten = x.abs() + 10  # takes the branch
-        g.add((model(forgotten) - 1) ** 2)
+        for takes_part in (True, False):  # once applied with a rate of 0, once forgotten
+            g.add((model(forgotten) - 1) ** 2)
+            if takes_part:
+                g.apply(torch.optim.SGD(model.parameters(), lr=0.0))
+                assert model.rare.weight.grad is not None
         g.reset()
         calm = x.clamp(max=8)
         for window in range(2):
@@ -400,6 +404,10 @@ def leaving(rank: int, size: int) -> Any:
     assert wrapper().find_unused_parameters is True
     assert attributes == {name: list(vars(module)) for name, module in model.named_modules()}
     assert all(parameter.grad is not None for parameter in model.parameters())
+    branching = seeded(engine_cases.Branching)
+    other = wb.Step(branching, momentum(branching.parameters()), nn.CrossEntropyLoss(), engine=engine("ddp"))
+    taken = [other((inputs, y)) and branching.rare.weight.grad is not None for inputs in (x.abs() + 10, x / 100)]
+    assert taken == [True, False]  # a gradient of the window before is no gradient of this one
     del step, made
     gc.collect()
     (model(x) ** 2).sum().backward()  # in both processes, with nobody who sums

@@ -178,6 +178,10 @@ def disagreeing(rank: int, size: int) -> Any:
             found.append(str(error))
         assert time.monotonic() - begun < 20
         found.append(wb.evaluate(net(), data(), loss=nn.CrossEntropyLoss(), metrics=three)["a"])
+    try:  # none, and one that is chosen
+        wb.evaluate(net(), data(), loss=nn.CrossEntropyLoss(), metrics=None if rank == 1 else {})
+    except wb.InputError as error:
+        found.append(str(error))
     mine = wb.Accumulator(3 + rank)
     mine.add(*[1.0] * (3 + rank))
     try:
@@ -193,7 +197,7 @@ def test_processes_that_change_their_metrics_differently_are_told(world: Any) ->
     for found in ranks:
         assert found == ranks[0]
         assert found[1:12:2] == [accuracy] * 6
-        assert all("the processes have different sums: process 0 has" in found[n] for n in (0, 2, 4, 6, 8, 10, 12))
+        assert all("the processes have different sums: process 0 has" in found[n] for n in (0, 2, 4, 6, 8, 10, 12, 13))
         assert "process 1 has" in found[0]
 
 

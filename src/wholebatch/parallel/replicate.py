@@ -60,8 +60,6 @@ class DdpEngine:
             InputError: a layer of ``model`` gives sparse gradients.
         """
         self._parameters, self._model = parameters, model
-        if self._exchange.begun and not self._exchange.summed:
-            self._unwrap()  # DistributedDataParallel would remember what the forgotten window used
         self._exchange.begin()
         trained = [(p, p.dtype, p.device) for p in parameters if p.requires_grad]
         if not _same(trained, self._wrapped):
@@ -79,7 +77,6 @@ class DdpEngine:
                 inside of backward.
         """
         self._wrap()
-        self._exchange.begun = True
         if not last:
             with self._wrapper.no_sync():
                 torch.autograd.backward((self._wrapper(loss_sum),), (upstream,))
@@ -113,7 +110,7 @@ class DdpEngine:
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: the wrapper stays with the original."""
-        return {**vars(self), "_wrapper": None, "_wrapped": [], "_exchange": _Exchange(self.processes)}
+        return {**vars(self), "_wrapper": None, "_exchange": _Exchange(self.processes)}
 
     def _wrap(self) -> None:
         if self._wrapper is not None:
@@ -173,7 +170,7 @@ class _Exchange:
 
     def begin(self) -> None:
         """Forget the window before."""
-        self.begun = self.summed = False
+        self.summed = False
         self.absent: set[int] = set()  # ids of the parameters that got zeros for want of a gradient
         self.present: set[int] = set()  # of those that this process has a gradient for
         self.under_way: list[Pending] = []
