@@ -383,6 +383,7 @@ def refusing(rank: int, size: int) -> Any:
 def test_what_cannot_be_served_is_said_by_every_process(world: Any) -> None:
     for of in world(2, refusing):
         assert "pass the bare model (model.module)" in of["wrapped"]
+        assert "the model gives sparse gradients" in of["sparse"]
         assert "use parallel='flat'" in of["sparse"]
         assert "sparse" in of["sparse by hand"]
         assert "sparse" in of["sparse in one"]
