@@ -109,7 +109,10 @@ def train(
         display: show progress on standard output: live on a terminal, a line per epoch elsewhere.
         workers: processes that read the samples of a ``Dataset`` ahead of time (:class:`wholebatch.data.BatchLoader`);
             they have ended when ``train`` returns. A loader has its own.
-        bitwise, parallel: not available in this version.
+        parallel: how processes share the work, which changes the speed alone: "auto", "flat" (gradients are summed
+            after backward), "ddp" (by DistributedDataParallel, during the last backward), or a mapping of ``engine``
+            (one of these) and ``data`` (how many processes there have to be, or "auto").
+        bitwise: not available in this version.
 
     Raises:
         InputError, InputTypeError: what was given cannot be used; the message says what can.
@@ -125,7 +128,7 @@ def train(
     >>> history.last("train")["step"]
     6
     """
-    _refuse_later(bitwise=bitwise, parallel=parallel)
+    _refuse_later(bitwise=bitwise)
     every, limit = _when(run_dir, checkpoint_every, time_limit, resume)
     _check_counts(epochs=epochs, log_every=log_every, accumulation_steps=accumulation_steps)
     if schedule_unit not in ("step", "epoch"):
@@ -137,6 +140,7 @@ def train(
     micro_batch = _micro_batch(micro_batch, accumulation_steps, loader.batch_size)
     where = _device(device, model)
     model.to(where)
+    engine = parallel_processes.engine(parallel, model)
     made = optimizer if isinstance(optimizer, Optimizer) or not callable(optimizer) else optimizer(model.parameters())
     attached = _attached(schedule, made)
     step = Step(
@@ -148,6 +152,7 @@ def train(
         precision=precision,
         seed=seed,
         schedule=None if schedule_unit == "epoch" else attached,
+        engine=engine,
     )
     at_once = loader.batch_size if micro_batch == "auto" else int(micro_batch)
     tested = None if eval_data is None else _evaluation_loader(eval_data, at_once, workers)

@@ -78,6 +78,7 @@ def _train(
         eval_data=_test_loader(settings, parts),
         seed=settings.seed,
         device=settings.device,
+        parallel={"data": settings.parallel.data, "engine": settings.parallel.engine},
         run_dir=kept,
         resume_allow=allow,
         checkpoint_every=settings.checkpoint_every,

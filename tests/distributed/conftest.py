@@ -1,7 +1,7 @@
 """Worlds of real processes over gloo: a file store, no port, a hard time limit, nobody left behind.
 
-The processes are forked from a server that has imported torch and nothing else, since importing it takes longer than
-most of these tests.
+The processes are forked from a server that has imported torch and this library and done nothing else, since importing
+takes longer than most of these tests. Its compiler, which every optimizer imports when it is made, takes longest.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if HERE not in sys.path:
 import worker  # noqa: E402
 
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["torch", "torch.distributed", "pytest", "wholebatch.api"])
+context.set_forkserver_preload(["torch", "torch.distributed", "torch._dynamo", "pytest", "wholebatch.api"])
 
 
 @pytest.fixture

@@ -54,11 +54,11 @@ def data() -> tuple[Tensor, Tensor]:
     return torch.randn(SAMPLES, 5).double(), torch.randint(0, 3, (SAMPLES,))
 
 
-def train(rank: int, size: int, micro: int | str = 2) -> tuple[list[Tensor], list[Any]]:
+def train(rank: int, size: int, engine: str = "flat", micro: int | str = 2) -> tuple[list[Tensor], list[Any]]:
     model = Towers()
     loss = Contrast(model)
     optimizer = torch.optim.SGD([*model.parameters(), *loss.parameters()], lr=0.1, momentum=0.9)
-    step = wb.Step(model, optimizer, wb.WholeBatchLoss(encode, loss), micro_batch=micro, clip_norm=0.7, seed=4)
+    step = wb.Step(model, optimizer, wb.WholeBatchLoss(encode, loss), micro_batch=micro, clip_norm=0.7, seed=4, engine=wb.parallel.engine(engine) if size > 1 else None)
     start = sum(PARTS[size][:rank]) if size > 1 else 0
     stop = start + PARTS[size][rank] if size > 1 else SAMPLES
     x, y = data()
@@ -67,12 +67,12 @@ def train(rank: int, size: int, micro: int | str = 2) -> tuple[list[Tensor], lis
     return [p.detach().clone() for p in (*model.parameters(), *loss.parameters())], read
 
 
-@pytest.mark.parametrize("size", [2, 3, 4])
-def test_the_update_is_that_of_one_process(world: Any, size: int) -> None:
-    exact, reports = train(0, 1, "auto")
+@pytest.mark.parametrize(("size", "engine"), [(2, "flat"), (3, "flat"), (4, "flat"), (3, "ddp")])
+def test_the_update_is_that_of_one_process(world: Any, size: int, engine: str) -> None:
+    exact, reports = train(0, 1, micro="auto")
     before = [*Towers().parameters(), *Contrast(Towers()).parameters()]
     moved = torch.stack([(a - b).norm() for a, b in zip(exact, before, strict=True)]).norm()
-    for weights, read in world(size, train):
+    for weights, read in world(size, train, engine):
         assert torch.stack([(a - b).norm() for a, b in zip(weights, exact, strict=True)]).norm() < BAR * moved
         for ours, whole in zip(read, reports, strict=True):
             assert ours == pytest.approx(whole, rel=BAR)

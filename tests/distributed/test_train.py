@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from typing import Any
 
@@ -47,7 +48,7 @@ class Counting(Observer):
         self.told += 1
 
 
-def training(rank: int, size: int, kind: str = "arrays") -> Any:
+def training(rank: int, size: int, kind: str = "arrays", parallel: Any = None) -> Any:
     model = net()
     given = {
         "arrays": lambda: data(),
@@ -67,6 +68,7 @@ def training(rank: int, size: int, kind: str = "arrays") -> Any:
         schedule=wb.CosineScheduler(12, base_lr=0.1),
         log_every=2,
         observers=[counting],
+        parallel=parallel,
         display=False,
     )
     records = [{k: v for k, v in record.items() if k != "seconds"} for record in history]
@@ -74,7 +76,8 @@ def training(rank: int, size: int, kind: str = "arrays") -> Any:
 
 
 def every_kind(rank: int, size: int) -> Any:
-    return {kind: training(rank, size, kind) for kind in ("arrays", "samples", "stream")}
+    engines = {"arrays": "ddp", "samples": {"data": size, "engine": "ddp"}, "stream": "flat"}
+    return {kind: training(rank, size, kind, engine) for kind, engine in engines.items()}
 
 
 @pytest.mark.parametrize("size", [2, 3])
@@ -128,19 +131,90 @@ def collectives(rank: int, size: int) -> Any:
     kept = distributed.all_reduce
     distributed.all_reduce = lambda *args, **kwargs: (calls.append(1), kept(*args, **kwargs))[1]
     try:
-        counts = []
+        counts: list[int] = []
+        chosen: list[int] = []
         metrics = {f"m{i}": wb.Accuracy(3) for i in range(4)}
         for _ in range(2):
             calls.clear()
             wb.evaluate(net(), data(), loss=nn.CrossEntropyLoss(), metrics=metrics, batch_size=8)
             counts.append(len(calls))
+        for samples in (29, 1):  # accuracy is chosen; then one process sees no sample
+            calls.clear()
+            wb.evaluate(net(), data(samples), loss=nn.CrossEntropyLoss(), batch_size=29)
+            chosen.append(len(calls))
+        many = wb.Accumulator(1000)  # more than fit at first
+        for _ in range(2):
+            calls.clear()
+            many.all_reduce()
+            counts.append(len(calls))
+        counts += chosen
     finally:
         distributed.all_reduce = kept
     return counts
 
 
 def test_an_evaluation_takes_two_collectives(world: Any) -> None:
-    assert world(2, collectives) == [[3, 2], [3, 2]]
+    assert world(2, collectives) == [[2, 2, 3, 2, 2, 2]] * 2
+
+
+def disagreeing(rank: int, size: int) -> Any:
+    """After evaluations that agree, one process brings other metrics, and brings the right ones again."""
+    found = []
+    three = {"a": wb.Accuracy(3)}
+    others: list[Any] = [
+        {"a": wb.Accuracy(4)},  # as many sums, of another length
+        {"a": wb.Accuracy(3, ignore_index=1)},  # the same lengths
+        {"a": wb.Accuracy(3), "b": wb.Accuracy(3)},
+        {f"m{i}": wb.Accuracy(3) for i in range(40)},
+        {},
+    ]
+    others.append(None)  # it chooses, and the others do not
+    for other in others:
+        begun = time.monotonic()
+        try:
+            wb.evaluate(net(), data(), loss=nn.CrossEntropyLoss(), metrics=other if rank == 1 else three)
+            found.append("nothing")
+        except wb.InputError as error:
+            found.append(str(error))
+        assert time.monotonic() - begun < 20
+        found.append(wb.evaluate(net(), data(), loss=nn.CrossEntropyLoss(), metrics=three)["a"])
+    try:  # none, and one that is chosen
+        wb.evaluate(net(), data(), loss=nn.CrossEntropyLoss(), metrics=None if rank == 1 else {})
+    except wb.InputError as error:
+        found.append(str(error))
+    mine = wb.Accumulator(3 + rank)
+    mine.add(*[1.0] * (3 + rank))
+    try:
+        mine.all_reduce()
+    except wb.InputError as error:
+        found.append(str(error))
+    return found
+
+
+def test_processes_that_change_their_metrics_differently_are_told(world: Any) -> None:
+    accuracy = wb.evaluate(net(), data(), metrics={"a": wb.Accuracy(3)})["a"]
+    ranks = world(3, disagreeing)
+    for found in ranks:
+        assert found == ranks[0]
+        assert found[1:12:2] == [accuracy] * 6
+        assert all("the processes have different sums: process 0 has" in found[n] for n in (0, 2, 4, 6, 8, 10, 12, 13))
+        assert "process 1 has" in found[0]
+
+
+def many_sums(rank: int, size: int) -> Any:
+    """More sums than the first buffer has places for, and then fewer again."""
+    found = []
+    for number in (3, 257, 700, 700, 1500, 2):
+        accumulator = wb.Accumulator(number)
+        accumulator.add(*[rank + 0.25 * i for i in range(number)])
+        found.append(list(accumulator.all_reduce()))
+    return found
+
+
+def test_any_number_of_sums(world: Any) -> None:
+    for found in world(3, many_sums):
+        for sums in found:
+            assert sums == [3 + 0.75 * i for i in range(len(sums))]
 
 
 def refusing(rank: int, size: int) -> list[str]:
@@ -164,6 +238,10 @@ def refusing(rank: int, size: int) -> list[str]:
         )
     messages.append(str(len([one for one in caught if one.category is wb.PromiseWarning])))
     messages.append(str(model[1].running_mean.tolist()))
+    try:
+        training(rank, size, parallel={"data": 5})
+    except wb.ConfigError as error:
+        messages.append(str(error))
     return messages
 
 
@@ -172,3 +250,5 @@ def test_what_cannot_be_shared_exactly_is_said_by_one_process(world: Any) -> Non
     assert "DistributedSampler" in first[0]
     assert (first[1], second[1]) == ("1", "0")
     assert first[2] == second[2]  # all go on with the same running statistics
+    assert "start 5 of them (wholebatch train --processes 5" in first[3]
+    assert first[3] == second[3]

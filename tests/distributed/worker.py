@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
+import ctypes
 import importlib.util
+import os
 import pickle
 import sys
 import time
@@ -10,6 +13,27 @@ import traceback
 import warnings
 from datetime import timedelta
 from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+
+def load(file: str) -> ModuleType:
+    """The test file as a module."""
+    spec = importlib.util.spec_from_file_location("case", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["case"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def interpreter(file: str, function: str, environment: dict[str, str], *arguments: Any) -> None:
+    """Run one function under ``environment``, and end by exit handlers and destructors, which forked processes skip."""
+    os.environ.update(environment)
+    getattr(load(file), function)(*arguments)
+    atexit._run_exitfuncs()
+    ctypes.CDLL(None).exit(0)
 
 
 def main(file: str, function: str, rank: int, size: int, folder: str) -> None:
@@ -19,12 +43,7 @@ def main(file: str, function: str, rank: int, size: int, folder: str) -> None:
 
     warnings.simplefilter("error")
     torch.set_num_threads(1)
-    spec = importlib.util.spec_from_file_location("case", file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["case"] = module
-    spec.loader.exec_module(module)
+    module = load(file)
     place = Path(folder)
     arguments = pickle.loads((place / "arguments").read_bytes())
     distributed.init_process_group(

@@ -96,7 +96,7 @@ SIGNATURES: dict[str, dict[str, Any]] = {
     "Step": {
         "model": REQUIRED, "optimizer": REQUIRED, "loss": REQUIRED, "*": None, "micro_batch": "auto", "clip_norm": None,
         "precision": "fp32", "bitwise": False, "dropout": "keyed", "nonfinite": "raise", "seed": 0, "schedule": None,
-        "batch_axis": 0, "group": None,
+        "batch_axis": 0, "group": None, "engine": None,
     },
     "Step.__call__": {"batch": REQUIRED, "position": None},
     "Step.load_state_dict": {"state": REQUIRED},
@@ -110,7 +110,7 @@ SIGNATURES: dict[str, dict[str, Any]] = {
         "model": REQUIRED, "data": REQUIRED, "*": None, "loss": REQUIRED, "optimizer": REQUIRED, "batch_size": ANY,
         "epochs": ANY, "schedule": None, "schedule_unit": "step", "micro_batch": "auto", "bitwise": False,
         "precision": "fp32", "clip_norm": None, "eval_data": None, "metrics": None, "seed": 0, "device": "auto",
-        "run_dir": None, "log_every": None, "observers": (),
+        "parallel": None, "run_dir": None, "log_every": None, "observers": (),
     },
     "evaluate": {
         "model": REQUIRED, "data": REQUIRED, "*": None, "metrics": None, "loss": None, "batch_size": ANY,

@@ -126,6 +126,16 @@ class Loss:
 
 
 @dataclass
+class Parallel:
+    """How processes share every batch; the result does not depend on it."""
+
+    data: int | str = "auto"
+    """number of processes there have to be, or auto: as many as were started"""
+    engine: str = "auto"
+    """what sums the gradients: auto, flat (after backward) or ddp (DistributedDataParallel, during it)"""
+
+
+@dataclass
 class Config:
     """All that a training run is made of."""
 
@@ -173,6 +183,8 @@ class Config:
     """learning rate over time"""
     loss: Loss = field(default_factory=Loss)
     """loss"""
+    parallel: Parallel = field(default_factory=Parallel)
+    """how processes share every batch; the result does not depend on it"""
 
     def resolved_micro_batch(self) -> int | str:
         """Return the micro-batch that ``micro_batch`` and ``accumulation_steps`` say: a number of samples or "auto".
@@ -207,7 +219,7 @@ def subgroups(group: type) -> dict[str, type]:
     """Return the fields of a dataclass that are dataclasses themselves, with their types.
 
     >>> list(subgroups(Config))
-    ['data', 'model', 'optimizer', 'schedule', 'loss']
+    ['data', 'model', 'optimizer', 'schedule', 'loss', 'parallel']
     """
     made: dict[str, Any] = {item.name: item.default_factory for item in dataclasses.fields(group)}
     return {name: kind for name, kind in made.items() if isinstance(kind, type) and dataclasses.is_dataclass(kind)}

@@ -27,6 +27,8 @@ class Processes(Protocol):
 
     rank: int
     size: int
+    group: Any
+    """torch.distributed's process group, or None for its default one."""
 
     def sum_(self, tensor: Tensor) -> Tensor:
         """Add ``tensor`` over all processes, in place."""
@@ -59,6 +61,7 @@ class Alone:
 
     rank = 0
     size = 1
+    group = None
 
     def sum_(self, tensor: Tensor) -> Tensor:
         """Return ``tensor`` as it is."""
@@ -84,7 +87,7 @@ class Group:
     """The processes of a torch.distributed process group."""
 
     def __init__(self, group: Any = None) -> None:
-        self._group = group
+        self.group = group
         self.rank = distributed.get_rank(group)
         self.size = distributed.get_world_size(group)
         on_gpu = str(distributed.get_backend(group)) == "nccl"
@@ -93,22 +96,22 @@ class Group:
     def sum_(self, tensor: Tensor) -> Tensor:
         """Add ``tensor`` over all processes, in place; it may lie on any device."""
         if tensor.device.type == self._device.type:
-            distributed.all_reduce(tensor, group=self._group)
+            distributed.all_reduce(tensor, group=self.group)
             return tensor
         moved = tensor.to(self._device)
-        distributed.all_reduce(moved, group=self._group)
+        distributed.all_reduce(moved, group=self.group)
         return tensor.copy_(moved)
 
     def begin_sum_(self, tensor: Tensor) -> Pending:
         """Begin to add ``tensor``, on the group's own device, over all processes, in place."""
-        work = distributed.all_reduce(tensor, group=self._group, async_op=True)
+        work = distributed.all_reduce(tensor, group=self.group, async_op=True)
         assert work is not None
         return work
 
     def copy_from_first_(self, tensor: Tensor) -> None:
         """Make ``tensor``, on any device, on every process what it is on rank 0, in place."""
         moved = tensor.detach().to(self._device).contiguous()
-        distributed.broadcast(moved, group=self._group, group_src=0)
+        distributed.broadcast(moved, group=self.group, group_src=0)
         if moved.data_ptr() != tensor.data_ptr():
             tensor.detach().copy_(moved)
 
@@ -121,7 +124,7 @@ class Group:
     def gather(self, item: Any) -> list[Any]:
         """Return every process's ``item``, in rank order."""
         items: list[Any] = [None] * self.size
-        distributed.all_gather_object(items, item, group=self._group)
+        distributed.all_gather_object(items, item, group=self.group)
         return items
 
 

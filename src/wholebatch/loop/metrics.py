@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -16,6 +16,8 @@ from wholebatch.sums.together import all_reduce_together
 
 # What a record says itself; a metric of such a name would hide it.
 _TAKEN = ("step", "epoch", "samples", "kind", "split", "loss", "lr", "grad_norm", "seconds")
+
+_CHOSEN = "accuracy"  # the metric that is chosen where none is given
 
 
 class Metrics:
@@ -65,19 +67,13 @@ class Metrics:
         """
         if processes.size == 1:
             return self.values(), list(sums)
-        self._agree(processes)
-        ours = self._ours()
-        wholes: list[Any] = all_reduce_together([*sums, *ours.values()])
-        reduced = dict(zip(ours, wholes[len(sums) :], strict=True))
-        return self._read({**self._metrics, **reduced}), wholes[: len(sums)]
+        ours, wholes = self._all_reduce(sums)
+        return self._read({**self._metrics, **ours}), wholes
 
     def sums_over_processes(self, processes: Processes) -> dict[str, Any]:
         """Return the states of this library's metrics over all processes, by name; all processes call it."""
-        if processes.size > 1:
-            self._agree(processes)
-        ours = self._ours()
-        wholes = list(ours.values()) if processes.size == 1 else all_reduce_together(list(ours.values()))
-        return {name: whole.state_dict() for name, whole in zip(ours, wholes, strict=True)}
+        ours = self._ours() if processes.size == 1 else self._all_reduce(())[0]
+        return {name: whole.state_dict() for name, whole in ours.items()}
 
     def load_sums(self, states: Mapping[str, Any], processes: Processes) -> list[str]:
         """Go on from the sums of all processes: the first one holds them, the others begin with none.
@@ -88,7 +84,7 @@ class Metrics:
         """
         self.reset()
         for name, state in states.items():
-            if name not in self._metrics and self._may_choose and name == "accuracy":
+            if name not in self._metrics and self._may_choose and name == _CHOSEN:
                 self._metrics[name] = Accuracy(state["signature"]["num_classes"], ignore_index=self._ignore_index)
                 self._chooses = False
             if name in self._metrics and processes.rank == 0:
@@ -99,14 +95,25 @@ class Metrics:
     def _ours(self) -> dict[str, Additive]:
         return {name: metric for name, metric in self._metrics.items() if isinstance(metric, Additive)}
 
-    def _agree(self, processes: Processes) -> None:
-        """A process that saw no sample has not chosen yet; it chooses what the others have."""
-        if not self._may_choose:
-            return
-        own = self._metrics.get("accuracy")
-        classes = max(processes.exchange(0 if own is None else own.num_classes))
-        if classes and own is None:
-            self._metrics["accuracy"] = Accuracy(classes, ignore_index=self._ignore_index)
+    def _all_reduce(self, sums: Sequence[Accumulator]) -> tuple[dict[str, Any], list[Any]]:
+        """This library's metrics, by name, and ``sums`` over all processes.
+
+        A process that saw no sample has not chosen yet; it takes what the others have chosen.
+        """
+        ours = self._ours()
+        chosen = ours.pop(_CHOSEN, None) if self._may_choose else None
+        offer = chosen.num_classes if isinstance(chosen, Accuracy) else 0
+        accept = self._take if self._may_choose else None
+        wholes: list[Any] = all_reduce_together([*sums, *ours.values()], offer=offer, accept=accept)
+        names = [*ours, *([_CHOSEN] if self._may_choose else [])]
+        return dict(zip(names, wholes[len(sums) :], strict=False)), wholes[: len(sums)]
+
+    def _take(self, classes: int) -> Additive:
+        """The accuracy over so many classes, made where this process has none yet."""
+        if _CHOSEN not in self._metrics:
+            self._metrics[_CHOSEN] = Accuracy(classes, ignore_index=self._ignore_index)
+            self._chooses = False
+        return cast(Additive, self._metrics[_CHOSEN])
 
     def _read(self, metrics: Mapping[str, Any]) -> dict[str, float]:
         values: dict[str, float] = {}
@@ -133,7 +140,7 @@ class Metrics:
             return
         whole = not targets[0].is_floating_point() and targets[0].dtype is not torch.bool
         if output.is_floating_point() and output.ndim >= 2 and whole and _is_class_of(output, targets[0]):
-            self._metrics["accuracy"] = Accuracy(output.shape[1], ignore_index=self._ignore_index)
+            self._metrics[_CHOSEN] = Accuracy(output.shape[1], ignore_index=self._ignore_index)
 
 
 def _is_class_of(output: Tensor, target: Tensor) -> bool:

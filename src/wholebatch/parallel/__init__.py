@@ -1,6 +1,7 @@
-"""Several processes: joining torchrun's group, and launching one's own. The engine is torch.distributed."""
+"""Several processes: joining torchrun's group, launching one's own, summing gradients. torch.distributed does it."""
 
+from wholebatch.parallel.choose import engine
 from wholebatch.parallel.join import init
 from wholebatch.parallel.launch import launch
 
-__all__ = ["init", "launch"]
+__all__ = ["engine", "init", "launch"]

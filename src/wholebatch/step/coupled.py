@@ -139,7 +139,7 @@ class TwoPasses:
         owner = next(rank for rank, count in enumerate(counts) if count)
         leaves = self._put_together(rows, _agreed(everyones), counts, processes, owner)
         counted = processes.rank == owner
-        value, gradients = self._gradients(leaves, sum(counts), accumulator.scale, counted)
+        value, gradients = self._gradients(leaves, sum(counts), accumulator, counted)
         if rows:
             before = sum(counts[: processes.rank])
             self._second_pass(gradients, value if counted else torch.zeros_like(value), before, accumulator, counted)
@@ -181,7 +181,7 @@ class TwoPasses:
         return [row.requires_grad_(entry.differentiable) for row, entry in zip(rows, entries, strict=True)]
 
     def _gradients(
-        self, leaves: list[Tensor], samples: int, scale: float, counted: bool
+        self, leaves: list[Tensor], samples: int, accumulator: GradientAccumulator, counted: bool
     ) -> tuple[Tensor, list[Tensor | None]]:
         """The loss and its gradient with respect to each leaf; parameters get theirs where it is counted."""
         with torch.enable_grad():
@@ -193,10 +193,10 @@ class TwoPasses:
                 "frozen, or does encode detach what it gives?"
             )
         _check_reached(value, self._known, wanted)
-        upstream = torch.full_like(value, scale)
         if counted:
-            value.backward(upstream)
+            accumulator.backward(value)
             return value.detach(), [leaf.grad for leaf in leaves]
+        upstream = torch.full_like(value, accumulator.scale)
         found = iter(torch.autograd.grad(value, wanted, upstream, allow_unused=True) if wanted else ())
         return value.detach(), [next(found) if leaf.requires_grad else None for leaf in leaves]
 
@@ -217,7 +217,8 @@ class TwoPasses:
                 once = output.ndim > 0 or (number == 0 and counted)
                 if gradient is not None and output.requires_grad and once:
                     pairs.append((output, gradient[before : before + samples] if output.ndim else gradient))
-            accumulator.add_outputs(pairs, value if number == 0 else torch.zeros_like(value), samples)
+            last = number == len(self._samples) - 1
+            accumulator.add_outputs(pairs, value if number == 0 else torch.zeros_like(value), samples, last)
             before += samples
 
 

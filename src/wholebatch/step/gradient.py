@@ -16,8 +16,9 @@ from torch.optim import Optimizer
 
 from wholebatch.core import processes
 from wholebatch.core.errors import ConfigError, InputError, InputTypeError, LossError, NonFiniteError
+from wholebatch.step.engine import Engine, Flat
 from wholebatch.step.losses import weighted_sum
-from wholebatch.step.over_processes import Totals, add_totals, sum_gradients
+from wholebatch.step.over_processes import Totals
 from wholebatch.step.reductions import Divisor
 from wholebatch.step.report import StepReport, norm_of
 
@@ -43,17 +44,21 @@ class GradientAccumulator:
     >>> accumulator.apply(optimizer).weight
     5.0
 
-    On several processes each adds its own pieces, and all call ``apply``; ``group`` is torch.distributed's.
+    On several processes each adds its own pieces, and all call ``apply``; ``group`` is torch.distributed's, and
+    ``engine`` what sums the gradients over them (:func:`wholebatch.parallel.engine`; after backward, if none).
 
     Raises:
         InputTypeError: ``model`` is no ``torch.nn.Module``.
         InputError: the model is wrapped by an engine that averages gradients itself.
+        ConfigError: both ``group`` and ``engine``, which has its own.
     """
 
-    def __init__(self, model: nn.Module, group: Any = None) -> None:
+    def __init__(self, model: nn.Module, group: Any = None, engine: Engine | None = None) -> None:
         check_model(model)
+        if group is not None and engine is not None:
+            raise ConfigError("group= and engine= are both given; an engine has its group: engine(…, group=group)")
         self._model = model
-        self._processes = processes.current(group)
+        self._engine = Flat(processes.current(group)) if engine is None else engine
         self.samples = 0
         self._parameters: list[Tensor] = []
         self._sums: list[Tensor] = []
@@ -126,11 +131,15 @@ class GradientAccumulator:
             parameter.grad = None
             if parameter.dtype is torch.float16:
                 self._scale = 2.0 ** -math.ceil(math.log2(max(nominal, 1)))
+        self._engine.begin(parameters, self._model)
 
-    def add_sum(self, loss_sum: Tensor, weight: Divisor | None, samples: int) -> None:
-        """Run backward on a sum and count its weight, unless that is None, being known to ``finish`` otherwise."""
+    def add_sum(self, loss_sum: Tensor, weight: Divisor | None, samples: int, last: bool = False) -> None:
+        """Run backward on a sum and count its weight, unless that is None, being known to ``finish`` otherwise.
+
+        ``last`` says that it is the window's last one, whose gradients may travel while backward is under way.
+        """
         if loss_sum.requires_grad:
-            torch.autograd.backward((loss_sum,), (self._upstream(loss_sum),))
+            self._engine.backward(loss_sum, self._upstream(loss_sum), last)
         elif not (isinstance(weight, int | float) and weight == 0):
             raise LossError(
                 "the loss depends on no parameter that requires gradients; "
@@ -141,13 +150,20 @@ class GradientAccumulator:
             self._weights.append(weight)
         self.samples += samples
 
-    def add_outputs(self, pairs: Sequence[tuple[Tensor, Tensor]], loss_sum: Tensor, samples: int) -> None:
+    def add_outputs(
+        self, pairs: Sequence[tuple[Tensor, Tensor]], loss_sum: Tensor, samples: int, last: bool = False
+    ) -> None:
         """Run backward from outputs with their gradients (which hold ``scale``) and count ``loss_sum``."""
         if pairs:
-            outputs, gradients = zip(*pairs, strict=True)
-            torch.autograd.backward(outputs, gradients)
+            # The sum's gradient with respect to each output is the one that was given.
+            surrogate = torch.stack([(output * gradient).sum() for output, gradient in pairs]).sum()
+            self._engine.backward(surrogate, torch.ones_like(surrogate), last)
         self._sums.append(loss_sum)
         self.samples += samples
+
+    def backward(self, loss_sum: Tensor) -> None:
+        """Run backward on a sum that is counted elsewhere; more will follow."""
+        self._engine.backward(loss_sum, self._upstream(loss_sum), False)
 
     @property
     def scale(self) -> float:
@@ -181,10 +197,9 @@ class GradientAccumulator:
         total = float(_total(self._weights) if weight is None else weight)
         sums, samples, micro_batches, parameters = self._sums, self.samples, len(self._sums), self._parameters
         self._sums, self._weights = [], []
-        if self._processes.size > 1:
+        if self._engine.processes.size > 1:
             loss = float(torch.stack(sums).sum(dtype=torch.float64)) if sums else 0.0
-            whole, used = add_totals(self._processes, Totals(loss, total, samples, micro_batches), parameters, error)
-            sum_gradients(self._processes, parameters, used)
+            whole = self._engine.finish(Totals(loss, total, samples, micro_batches), error)
             sums, total = [torch.tensor(whole.loss, dtype=torch.float64)], whole.weight
             samples, micro_batches = whole.samples, whole.micro_batches
         if fixed_weight is not None and samples:

@@ -22,6 +22,8 @@ from wholebatch.core.processes import Processes
 # Gradients travel in buckets of this size: while one is under way the next is gathered.
 BUCKET_BYTES = 8 << 20
 
+_FLAGS = {"none": 0.0, "dense": 1.0, "sparse": 1.0}  # a sparse one adds the number of processes, so that sums tell
+
 
 def same_start(processes: Processes, tensors: Sequence[tuple[str, Tensor]]) -> None:
     """Make parameters and buffers on all processes those of rank 0.
@@ -56,16 +58,16 @@ class Totals:
 
 
 def add_totals(
-    processes: Processes, own: Totals, parameters: Sequence[Tensor], error: BaseException | None
+    processes: Processes, own: Totals, kinds: Sequence[str], error: BaseException | None
 ) -> tuple[Totals, list[str]]:
     """Return the totals of all processes, and of what kind the gradient of each parameter is on any of them.
 
-    The kinds are "none", "dense" and "sparse".
+    The kinds are "none", "dense" and "sparse"; ``kinds`` are this process's own (:func:`kind_of`).
 
     Raises:
         PeerError: another process failed; this one's own ``error`` is raised where it has one.
     """
-    flags = [_flag(parameter.grad, processes.size) for parameter in parameters]
+    flags = [_FLAGS[kind] + processes.size * (kind == "sparse") for kind in kinds]
     numbers = [own.loss, own.weight, own.samples, own.micro_batches, float(error is not None), *flags]
     buffer = torch.tensor(numbers, dtype=torch.float64)
     loss, weight, samples, micro_batches, failed, *counts = processes.sum_(buffer).tolist()
@@ -83,9 +85,9 @@ def raise_together(processes: Processes, error: BaseException | None) -> None:
     raise PeerError(f"process {rank} failed: {reasons[rank]}")
 
 
-def _flag(gradient: Tensor | None, size: int) -> float:
-    """A number whose sum over ``size`` processes tells what kind of gradient there is."""
-    return 0.0 if gradient is None else 1.0 + size * gradient.is_sparse
+def kind_of(gradient: Tensor | None) -> str:
+    """Return "none", "dense" or "sparse"."""
+    return "none" if gradient is None else "sparse" if gradient.is_sparse else "dense"
 
 
 def _kind(flags: float, size: int) -> str:

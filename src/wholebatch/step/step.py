@@ -18,6 +18,7 @@ from wholebatch.core.errors import BatchError, InputError
 from wholebatch.step import losses
 from wholebatch.step.coupled import Replayed, TwoPasses, WholeBatchLoss
 from wholebatch.step.draws import Draws
+from wholebatch.step.engine import Engine
 from wholebatch.step.gradient import GradientAccumulator, check_clip_norm, check_held, check_nonfinite, check_optimizer
 from wholebatch.step.losses import targets_of
 from wholebatch.step.options import check_options, scheduler_of
@@ -25,7 +26,7 @@ from wholebatch.step.over_processes import raise_together, same_start
 from wholebatch.step.promise import Promise
 from wholebatch.step.report import StepReport
 from wholebatch.step.unkeyed import PowerIterations, layers_that_draw, unchanged_buffers
-from wholebatch.step.window import MicroBatches
+from wholebatch.step.window import MicroBatches, with_last
 
 _UNKNOWN, _FAILED = -1, -2  # in place of a number of samples
 
@@ -55,6 +56,7 @@ class Step:
         schedule: a function of the number of applied steps, or an ``LRScheduler``; stepped once per applied step.
         batch_axis: the samples' axis: an int, or one per key or place; None for what is passed whole.
         group: torch.distributed's process group.
+        engine: how gradients are summed over processes (:func:`wholebatch.parallel.engine`); after backward, if none.
 
     >>> model = nn.Linear(3, 2)
     >>> step = Step(model, torch.optim.SGD(model.parameters(), lr=0.1), nn.CrossEntropyLoss(), micro_batch=2)
@@ -79,9 +81,11 @@ class Step:
         schedule: Callable[[float], float] | LRScheduler | None = None,
         batch_axis: tree.Axis = 0,
         group: Any = None,
+        engine: Engine | None = None,
     ) -> None:
-        self._accumulator = GradientAccumulator(model, group)
-        self._processes = processes.current(group)
+        self._accumulator = GradientAccumulator(model, group, engine)
+        self._processes = processes.current(group) if engine is None else engine.processes
+        self._looks_ahead = engine is not None and engine.overlaps
         check_optimizer(optimizer)
         check_clip_norm(clip_norm)
         check_nonfinite(nonfinite)
@@ -130,7 +134,8 @@ class Step:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self._accumulator.begin(parameters + self._others if self._others else parameters, nominal)
         if error is None:
-            _, error = self._attempt(lambda: self._run_all(pieces, position, weight is None))
+            marked = with_last(pieces) if self._looks_ahead else ((*piece, False) for piece in pieces)
+            _, error = self._attempt(lambda: self._run_all(marked, position, weight is None))
         self.calls += 1
         report = self._accumulator.finish(
             self.optimizer,
@@ -241,7 +246,7 @@ class Step:
 
     # a loss of the whole batch ------------------------------------------------------------------------
 
-    def _run_coupled(self, pieces: Iterator[tuple[int, int, Any]], position: int | None) -> None:
+    def _run_coupled(self, pieces: Iterator[tuple[int, int, Any, bool]], position: int | None) -> None:
         draws, again = self._draws, Replayed(self._device)
         if draws is not None:
             draws.unplaced = position is None
@@ -249,7 +254,7 @@ class Step:
             window = list(pieces)
 
             def encode(number: int) -> tuple[Tensor, ...]:
-                start, samples, piece = window[number]
+                start, samples, piece, _ = window[number]
                 if draws is None:
                     again.micro_batch(number)
                 else:
@@ -262,12 +267,12 @@ class Step:
             known = {id(p) for group in self.optimizer.param_groups for p in group["params"]}.union(
                 map(id, self._others)
             )
-            passes = TwoPasses([samples for _, samples, _ in window], encode, self._of_whole, known)
+            passes = TwoPasses([samples for _, samples, *_ in window], encode, self._of_whole, known)
             passes.run(self.model, self._processes, self._accumulator)
             if draws is not None:
                 draws.probe = None
                 if window and draws.unkeyed() and not self._promise.knows_of_draws():
-                    start, samples, piece = window[-1]
+                    start, samples, piece, _ = window[-1]
                     self._tell_draws(piece, (position or 0) + start, samples)
 
     def _of_whole(self, representations: tuple[Tensor, ...], samples: int) -> Tensor:
@@ -286,39 +291,39 @@ class Step:
 
     # one micro-batch ------------------------------------------------------------------------------
 
-    def _run_all(self, pieces: Iterator[tuple[int, int, Any]], position: int | None, weigh: bool) -> None:
+    def _run_all(self, pieces: Iterator[tuple[int, int, Any, bool]], position: int | None, weigh: bool) -> None:
         if self._loss.coupled:
             self._run_coupled(pieces, position)
             return
         if self._draws is None:
-            for start, samples, piece in pieces:
-                self._run(piece, start, samples, weigh)
+            for start, samples, piece, last in pieces:
+                self._run(piece, start, samples, weigh, last)
             return
         self._draws.unplaced = position is None
         with self._draws:
             self._run_keyed(pieces, position or 0, weigh)
 
-    def _run_keyed(self, pieces: Iterator[tuple[int, int, Any]], position: int, weigh: bool) -> None:
+    def _run_keyed(self, pieces: Iterator[tuple[int, int, Any, bool]], position: int, weigh: bool) -> None:
         draws = self._draws
         assert draws is not None
         samples = start = 0
         piece: Any = None
-        for start, samples, piece in pieces:
+        for start, samples, piece, last in pieces:
             draws.micro_batch(self.calls, position + start, samples)
             draws.probe = functools.partial(self._probe, piece, samples)
-            self._run(piece, start, samples, weigh)
+            self._run(piece, start, samples, weigh, last)
         draws.probe = None
         if samples and draws.unkeyed() and not self._promise.knows_of_draws():  # the last micro-batch stands for all
             self._tell_draws(piece, position + start, samples)
 
-    def _run(self, piece: Any, start: int, samples: int, weigh: bool) -> None:
+    def _run(self, piece: Any, start: int, samples: int, weigh: bool, last: bool) -> None:
         piece = self._begin(piece, start)
         with self._autocast():
             output = self._loss.forward(self.model, piece)
             loss_sum, weight = self._loss.summed(output, piece, start, samples, weigh)
         if self.watch is not None and self._loss.shows_output:
             self.watch(tree.map_tensors(Tensor.detach, output), *targets_of(piece))
-        self._accumulator.add_sum(loss_sum, weight, samples)
+        self._accumulator.add_sum(loss_sum, weight, samples, last)
 
     def _begin(self, piece: Any, start: int) -> Any:
         """The micro-batch on the model's device, and what has to be done before it runs."""

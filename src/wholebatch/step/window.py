@@ -33,3 +33,18 @@ class MicroBatches:
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self._pieces)
+
+
+def with_last(pieces: Iterable[tuple[int, int, Any]]) -> Iterator[tuple[int, int, Any, bool]]:
+    """Yield every (start, samples, piece) with whether it is the last one, asking for one piece ahead.
+
+    >>> list(with_last([(0, 2, "a"), (2, 1, "b")]))
+    [(0, 2, 'a', False), (2, 1, 'b', True)]
+    """
+    before: tuple[int, int, Any] | None = None
+    for piece in pieces:
+        if before is not None:
+            yield *before, False
+        before = piece
+    if before is not None:
+        yield *before, True

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from wholebatch.core.errors import InputError, InputTypeError
-from wholebatch.core.processes import current
+from wholebatch.sums.together import all_reduce_together
 from wholebatch.sums.total import Total
 
 _LIMB = 1 << 32  # a Python int crosses processes as two int64, whose sums stay exact
@@ -69,11 +69,12 @@ class Additive(ABC):
         """Return a new object with the sums of all processes of ``group``; this one keeps its own.
 
         Every process of the group must call it. Without an initialised process group it is a copy.
+
+        Raises:
+            InputError: the processes have different objects.
         """
-        processes = current(group)
-        floats, ints = self._pack()
-        whole = self._blank()
-        whole._unpack(processes.sum_(floats), processes.sum_(ints))
+        (whole,) = all_reduce_together([self], group)
+        assert isinstance(whole, type(self))
         return whole
 
     def state_dict(self) -> dict[str, Any]:

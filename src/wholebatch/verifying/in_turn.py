@@ -21,6 +21,8 @@ T = TypeVar("T")
 class Rank:
     """One of the ranks; keeps the protocol of :class:`wholebatch.core.processes.Processes`."""
 
+    group = None
+
     def __init__(self, rank: int, turns: _Turns) -> None:
         self.rank, self.size = rank, turns.size
         self._turns = turns

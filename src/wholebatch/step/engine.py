@@ -1,0 +1,71 @@
+"""How the gradients of a window are summed over the processes: what a step asks of an engine, and the flat one.
+
+Every engine gives the same sums. The flat one of this file sums after backward; the one over
+DistributedDataParallel (:mod:`wholebatch.parallel.replicate`) sums during the last backward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from wholebatch.core.processes import Processes
+from wholebatch.step.over_processes import Totals, add_totals, kind_of, sum_gradients
+
+
+class Engine(Protocol):
+    """Runs backward, and sums what a window comes to over all processes.
+
+    An engine serves one window at a time. ``begin`` is local, and so is ``backward`` but for the last one; every
+    process calls ``finish`` once per window, whatever happened to it before.
+    """
+
+    processes: Processes
+    overlaps: bool
+    """Whether ``backward`` has to be told which micro-batch is the window's last one."""
+
+    def begin(self, parameters: Sequence[Tensor], model: nn.Module) -> None:
+        """Start a window; no parameter has a gradient. ``model`` tells the order in which they are used."""
+        ...
+
+    def backward(self, loss_sum: Tensor, upstream: Tensor, last: bool) -> None:
+        """Add the gradient of ``loss_sum``, times ``upstream``, to ``.grad`` of the parameters."""
+        ...
+
+    def finish(self, own: Totals, error: BaseException | None) -> Totals:
+        """Return the totals of all processes, when ``.grad`` holds the sums over all processes, undivided.
+
+        A parameter that no process has a gradient for keeps none.
+
+        Raises:
+            PeerError: another process failed; this one's own ``error`` is raised where it has one.
+        """
+        ...
+
+
+class Flat:
+    """Backward is local; then totals and flags travel in one buffer, and the gradients in buckets."""
+
+    overlaps = False
+
+    def __init__(self, processes: Processes) -> None:
+        self.processes = processes
+        self._parameters: Sequence[Tensor] = ()
+
+    def begin(self, parameters: Sequence[Tensor], model: nn.Module) -> None:
+        """Keep the parameters."""
+        self._parameters = parameters
+
+    def backward(self, loss_sum: Tensor, upstream: Tensor, last: bool) -> None:
+        """Run backward; nothing travels."""
+        torch.autograd.backward((loss_sum,), (upstream,))
+
+    def finish(self, own: Totals, error: BaseException | None) -> Totals:
+        """Sum the totals, then the gradients."""
+        kinds = [kind_of(parameter.grad) for parameter in self._parameters]
+        whole, kinds = add_totals(self.processes, own, kinds, error)
+        sum_gradients(self.processes, self._parameters, kinds)
+        return whole
