@@ -21,6 +21,7 @@ from wholebatch import schedule as schedules
 from wholebatch.checkpoint import Every, seconds_of
 from wholebatch.core.errors import ConfigError, InputError, nearest
 from wholebatch.core.record import History, Observer, RunShape
+from wholebatch.core.url import location
 from wholebatch.data import BatchLoader, StreamLoader, as_loader
 from wholebatch.display import RunFolder, choose
 from wholebatch.loop import Metrics
@@ -86,8 +87,8 @@ def train(
         metrics: a metric or a dict of them (copies are fed); None counts accuracy where the targets are classes.
         seed: of order, augmentation and dropout.
         device: "auto" takes the GPU where there is one.
-        run_dir: a folder for history, curves and checkpoints; without it nothing is written. While a run that has one
-            trains, SIGTERM and SIGINT end it in an orderly way (see below), and SIGUSR1 saves and goes on.
+        run_dir: a folder, or the URL of one, for history, curves and checkpoints; without it nothing is written. While
+            a run that has one trains, SIGTERM and SIGINT end it in an orderly way (see below), and SIGUSR1 saves and goes on.
         resume: True goes on from the newest good checkpoint in ``run_dir``, and starts afresh where there is none; a
             path goes on from the newest one of another run's folder.
         resume_allow: names of what may be another than in the run that is resumed, although it changes the result:
@@ -258,13 +259,13 @@ def _device(device: str | torch.device, model: nn.Module) -> torch.device:
 
 
 def _shape(
-    loader: BatchLoader | StreamLoader, epochs: int, device: torch.device, run_dir: str | Path | None, evaluates: bool
+    loader: BatchLoader | StreamLoader, epochs: int, device: torch.device, run_dir: Any, evaluates: bool
 ) -> RunShape:
     try:
         steps = len(loader)
     except TypeError:
         steps = None
-    folder = None if run_dir is None else Path(run_dir)
+    folder = None if run_dir is None else location(run_dir)
     return RunShape(
         epochs, steps, loader.samples, loader.batch_size or 0, str(device), run_dir=folder, evaluates=evaluates
     )
