@@ -34,6 +34,7 @@ _BATCH_SIZE = 512
 _SHORT = 0.7  # of the training; a schedule that ends before was hardly meant so
 
 
+@parallel_processes.losses_named()
 def train(
     model: nn.Module,
     data: Any,
@@ -88,7 +89,8 @@ def train(
         seed: of order, augmentation and dropout.
         device: "auto" takes the GPU where there is one.
         run_dir: a folder, or the URL of one, for history, curves and checkpoints; without it nothing is written. While
-            a run that has one trains, SIGTERM and SIGINT end it in an orderly way (see below), and SIGUSR1 saves and goes on.
+            a run that has one trains, SIGTERM and SIGINT end it in an orderly way (see below), and SIGUSR1
+            saves and goes on.
         resume: True goes on from the newest good checkpoint in ``run_dir``, and starts afresh where there is none; a
             path goes on from the newest one of another run's folder.
         resume_allow: names of what may be another than in the run that is resumed, although it changes the result:
@@ -140,13 +142,25 @@ def train(
         schedule=None if schedule_unit == "epoch" else attached,
     )
     at_once = loader.batch_size if micro_batch == "auto" else int(micro_batch)
+    at_once = min(processes.exchange(at_once or 0)) or None  # evaluation cuts alike everywhere; training need not
+    if eval_data is not None:
+        eval_data = _loader(eval_data, None if getattr(eval_data, "batch_size", None) else at_once, 0, shuffle=False)
     test = None if eval_data is None else _evaluation(model, eval_data, loss, copy.deepcopy(metrics), at_once, where)
+    kept_somewhere = run_dir is not None or resume is not False
+    shared = kept_somewhere or processes.size > 1
+    facts = loop.facts_of(step, loader, loss, schedule, schedule_unit) if shared else {}
+    more = {"epochs": epochs, "run_dir": kept_somewhere, "resume": str(resume), "log_every": log_every}
+    asked = {
+        **more,
+        "parallel": str(parallel),
+        "metrics": sorted(metrics) if isinstance(metrics, dict) else type(metrics).__name__,
+    }
+    loop.require_alike(processes, lambda: {**asked, **loop.facts_of_start(step, loader, eval_data), **facts})
     place = run_dir.path if isinstance(run_dir, RunFolder) else run_dir
     shape = _shape(loader, epochs, where, place, test is not None)
     _warn_of_short_schedule(schedule, shape, schedule_unit)
     shown = choose(sys.stdout) if display and processes.rank == 0 else Observer()  # one process prints and writes
     say = shown.message if display else None
-    kept_somewhere = run_dir is not None or resume is not False
     with saved.opened(run_dir, resume, resume_allow, processes, say) as (kept, beginning, told):
         return loop.train(
             step,
@@ -161,10 +175,11 @@ def train(
             observers=[shown, *([] if kept is None else [kept]), *observers],
             keeper=None if run_dir is None else saved.keeper(kept, processes, told, every=every, time_limit=limit),
             beginning=beginning,
-            facts=loop.facts_of(step, loader, loss, schedule, schedule_unit) if kept_somewhere else None,
+            facts=facts,
         )
 
 
+@parallel_processes.losses_named()
 def evaluate(
     model: nn.Module,
     data: Any,

@@ -2,5 +2,6 @@
 
 from wholebatch.parallel.join import init
 from wholebatch.parallel.launch import launch
+from wholebatch.parallel.lost import losses_named
 
-__all__ = ["init", "launch"]
+__all__ = ["init", "launch", "losses_named"]

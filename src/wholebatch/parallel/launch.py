@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _MISTAKE = 2  # the exit code of a process that was asked for what cannot be
 _STOPPED = (128 + 2, 128 + 15)  # of one that a person stopped: it has saved, and the others with it
+_GRACE = 15  # seconds from SIGTERM to SIGKILL for those that run on after one has failed; they have nothing to save
 _ENDED_BY_AGENT = (-int(signal.SIGTERM), 128 + int(signal.SIGTERM))
 
 
@@ -67,6 +68,14 @@ def _agent(command: Sequence[str], processes: int, max_restarts: int) -> LocalEl
     from torch.distributed.elastic.rendezvous import registry as rendezvous
 
     class Agent(LocalElasticAgent):
+        def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
+            started = super()._start_workers(worker_group)
+            processes = self._pcontext
+            assert processes is not None
+            close = processes.close
+            processes.close = lambda sent=None, timeout=_GRACE: close(sent, timeout)  # type: ignore[method-assign]
+            return started
+
         def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
             result = super()._monitor_workers(worker_group)
             if result.is_failed():

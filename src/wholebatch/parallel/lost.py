@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from torch import distributed
 
 from wholebatch.core.errors import LostError
-from wholebatch.core.processes import Processes
+from wholebatch.core.processes import current
 
 # what gloo says: the other side is closed, or silent
 _GONE = re.compile(r"Connection (closed|reset) by peer|Broken pipe|Socket closed|Connection refused", re.IGNORECASE)
@@ -18,8 +18,8 @@ _GLOO = re.compile(r"gloo|wait\w* *timeout|timed out waiting \d+ms", re.IGNORECA
 
 
 @contextmanager
-def losses_named(processes: Processes) -> Iterator[None]:
-    """Around what processes do together: where one is lost, the others say so.
+def losses_named() -> Iterator[None]:
+    """Around what processes do together, or a function that does: where one is lost, the others say so.
 
     Raises:
         LostError: torch found another process gone or silent.
@@ -27,7 +27,7 @@ def losses_named(processes: Processes) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        reason = lost(error) if processes.size > 1 else None
+        reason = lost(error) if current().size > 1 else None
         if reason is None:
             raise
         raise LostError(reason) from error
