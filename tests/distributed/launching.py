@@ -61,11 +61,11 @@ def workers(pid: int) -> dict[int, int]:
     return found
 
 
-def wait_for(what: Any, seconds: float, why: str) -> Any:
+def wait_for(what: Any, seconds: float, why: Any) -> Any:
     """Return what ``what()`` gives as soon as it is true."""
     until = time.monotonic() + seconds
     while not (found := what()):
-        assert time.monotonic() < until, f"after {seconds} s: {why}"
+        assert time.monotonic() < until, f"after {seconds} s: {why() if callable(why) else why}"
         time.sleep(0.01)
     return found
 
