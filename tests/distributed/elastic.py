@@ -1,6 +1,6 @@
-"""A process of an elastic run: trains the small run of ``resuming`` as torchrun's environment says, and says where it is.
+"""A process of an elastic run: trains the small run of ``resuming`` as torchrun's environment says.
 
-Arguments: the run folder, seconds per step, the folder in which rank 0 leaves the result.
+Arguments: the run folder, seconds per step, the file in which rank 0 leaves the result.
 """
 
 from __future__ import annotations

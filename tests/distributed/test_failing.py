@@ -1,4 +1,4 @@
-"""One of three fails: its message comes with its rank, the others end within 30 s, the code is not 0, nobody is left."""
+"""One of three fails: its message comes with its rank, the others end within 30 s with a code, nobody is left."""
 
 from __future__ import annotations
 

@@ -80,10 +80,11 @@ def undisturbed() -> Any:
 
 
 def start(host: str, device: str, folder: Path, result: Path) -> subprocess.Popen[bytes]:
+    one = device.endswith("a")  # which holds the rendezvous: torch cannot tell by its address in a namespace
     command = [
         *TORCHRUN, "--nnodes=1:2", "--nproc-per-node=1", "--max-restarts=3", "--rdzv-id=two-hosts",
-        "--rdzv-backend=c10d", f"--rdzv-endpoint={FIRST}:29400", f"--rdzv-conf={TIMES}",
-        f"--local-addr={FIRST if device.endswith('a') else SECOND}",
+        "--rdzv-backend=c10d", f"--rdzv-endpoint={FIRST}:29400", f"--rdzv-conf={TIMES},is_host={int(one)}",
+        f"--local-addr={FIRST if one else SECOND}",
         str(HERE / "elastic.py"), str(folder), "0.4", str(result),
     ]  # fmt: skip
     with open(result.with_name(f"{host}.log"), "wb") as log:

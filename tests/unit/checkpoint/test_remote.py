@@ -162,10 +162,12 @@ def test_a_newer_world_takes_over_at_once(run: Url) -> None:
     assert new.load()["weight"][0] == 1
     with pytest.raises(FencedError, match="generation 1"):
         old.save(state(2), step=6)
-    for write in (old.fence.replace, old.fence.append):
-        with pytest.raises(FencedError):
-            write(run / "config.yaml", b"x\n")
-            old.fence.flush()
+    with pytest.raises(FencedError):
+        old.fence.replace(run / "config.yaml", b"x\n")
+    old.fence.append(run / "config.yaml", b"x\n")  # in memory
+    with pytest.raises(FencedError):
+        old.fence.flush()
+    old.fence.close()
     assert not (run / "config.yaml").exists()
     assert new.save(state(3), step=6)
     assert steps(new) == [(1, 5), (2, 6)]
