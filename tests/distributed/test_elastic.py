@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import resuming
 import torch
-from launching import HERE, TORCHRUN, ended, launched, wait_for, workers
+from launching import HERE, OURS, SHARING, TORCHRUN, ended, launched, wait_for, workers
 from resuming import error, same_records, saved_steps
 
 import wholebatch as wb
