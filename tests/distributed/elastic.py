@@ -22,7 +22,7 @@ import wholebatch as wb
 def main(folder: str, pause: str, result: str) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("error")
-    rank = wb.parallel.init(timeout=60).rank
+    rank = wb.parallel.init().rank
     slow = resuming.At(rank, dict.fromkeys(range(resuming.STEPS + 1), lambda: time.sleep(float(pause))))
     made: nn.Module = resuming.model()
     weights, records = resuming.train(folder, made, checkpoint_every="1 steps", observers=[slow])

@@ -22,7 +22,7 @@ def environment(**more: str) -> dict[str, str]:
     """That of the tests, with the sources first and without what a launcher would have set."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("TORCHELASTIC", "WHOLEBATCH"))}
     path = os.pathsep.join([str(HERE.parents[1] / "src"), str(HERE)])
-    return {**kept, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", SHARING: "1", **more}
+    return {**kept, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", SHARING: "1", "WHOLEBATCH_TIMEOUT": "60", **more}
 
 
 @contextmanager

@@ -73,7 +73,7 @@ def _agent(command: Sequence[str], processes: int, max_restarts: int) -> LocalEl
             processes = self._pcontext
             assert processes is not None
             close = processes.close
-            processes.close = lambda sent=None, timeout=_GRACE: close(sent, timeout)  # type: ignore[method-assign]
+            processes.close = lambda sent=None, timeout=_GRACE: close(sent, timeout)  # type: ignore[assignment,method-assign]
             return started
 
         def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
