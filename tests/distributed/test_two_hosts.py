@@ -90,7 +90,8 @@ def start(host: str, device: str, folder: Path, result: Path) -> subprocess.Pope
     with open(result.with_name(f"{host}.log"), "wb") as log:
         return subprocess.Popen(
             ["ip", "netns", "exec", host, *command],
-            env=environment(GLOO_SOCKET_IFNAME=device, WHOLEBATCH_TIMEOUT="25"), stdout=log, stderr=log, start_new_session=True,
+            env=environment(GLOO_SOCKET_IFNAME=device, WHOLEBATCH_TIMEOUT="25"),
+            stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
 
 
