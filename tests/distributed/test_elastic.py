@@ -62,7 +62,7 @@ def test_restarts_in_a_row(tmp_path: Path, undisturbed: Any) -> None:
 
         for number in range(RESTARTS):
             was = newest(folder)
-            now = wait_for(partial(further, was), 60, f"restart {number} did not come further than step {was}")
+            now = wait_for(partial(further, was), 120, f"restart {number} did not come further than step {was}")
             process.known.update(now)  # type: ignore[attr-defined]
             time.sleep(draw.uniform(0, 0.1))
             os.kill(draw.choice(sorted(now)), signal.SIGKILL)
@@ -84,9 +84,11 @@ def test_the_command_line_goes_on_in_the_folder_it_made(tmp_path: Path) -> None:
         process.known.update(before)  # type: ignore[attr-defined]
         was = newest(folder)
         os.kill(next(pid for pid, rank in before.items() if rank == 1), signal.SIGKILL)
-        wait_for(lambda: len(workers(process.pid)) == 2 and not before.keys() & workers(process.pid).keys(), 60, "none")
+        wait_for(
+            lambda: len(workers(process.pid)) == 2 and not before.keys() & workers(process.pid).keys(), 120, "none"
+        )
         process.known.update(workers(process.pid))  # type: ignore[attr-defined]
-        wait_for(lambda: newest(folder) > was + 4, 60, "the run does not go on")
+        wait_for(lambda: newest(folder) > was + 4, 120, "the run does not go on")
         process.send_signal(signal.SIGTERM)
         code, output, errors = ended(process, 60)
     assert code == 143
@@ -110,7 +112,7 @@ def test_signals_under_torchrun(tmp_path: Path, number: int) -> None:
     folder = tmp_path / "run"
     command = ["--standalone", "--nproc-per-node=2", str(HERE / "elastic.py"), str(folder), "0.2", str(tmp_path / "r")]
     with launched([*TORCHRUN, *command], tmp_path) as process:
-        wait_for(lambda: newest(folder) > 1, 60, "nobody trains")
+        wait_for(lambda: newest(folder) > 1, 120, "nobody trains")
         ranks = {rank: pid for pid, rank in workers(process.pid).items()}
         process.known.update(ranks.values())  # type: ignore[attr-defined]
         os.kill(ranks[1], number)
@@ -125,7 +127,7 @@ def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
     words = ["train", "epochs=100000", "schedule=constant", "run_dir=run", "--processes", "2"]
     path = os.pathsep.join([str(HERE.parents[1] / "src"), str(HERE / "within")])
     with launched([*OURS, *words], tmp_path, PYTHONPATH=path, BREAK="slow step") as process:
-        ranks = wait_for(lambda: (tmp_path / "slow").exists() and workers(process.pid), 60, "nobody trains")
+        ranks = wait_for(lambda: (tmp_path / "slow").exists() and workers(process.pid), 120, "nobody trains")
         process.known.update(ranks)  # type: ignore[attr-defined]
         process.send_signal(signal.SIGTERM)
         time.sleep(1.0)

@@ -12,6 +12,7 @@ import pytest
 from launching import HERE, OURS, TORCHRUN, ended, launched, wait_for, workers
 
 LIMIT = 30  # seconds
+PATIENCE = 10  # seconds until a process that hangs is given up
 LONG = bool(os.environ.get("WHOLEBATCH_LONG_TESTS"))
 long = pytest.mark.skipif(not LONG, reason="WHOLEBATCH_LONG_TESTS is not set")
 
@@ -29,7 +30,7 @@ OFTEN = ("observer", "segfault")
 
 def impatient(hangs: bool) -> dict[str, str]:
     """Only the time limit finds a process that hangs; elsewhere it must not be what ends the others."""
-    return {"WHOLEBATCH_TIMEOUT": "10"} if hangs else {}
+    return {"WHOLEBATCH_TIMEOUT": str(PATIENCE)} if hangs else {}
 
 
 @pytest.mark.timeout(180)
@@ -37,7 +38,7 @@ def impatient(hangs: bool) -> dict[str, str]:
 def test_under_torchrun(tmp_path: Path, way: str) -> None:
     command = [*TORCHRUN, "--standalone", "--nproc-per-node=3", str(HERE / "failing.py"), way, str(tmp_path / "run")]
     with launched(command, tmp_path, **impatient(way == "hang")) as process:
-        process.known.update(wait_for(lambda: workers(process.pid), 60, "nobody starts"))  # type: ignore[attr-defined]
+        process.known.update(wait_for(lambda: workers(process.pid), 120, "nobody starts"))  # type: ignore[attr-defined]
         code, _, errors = ended(process, 150)
     assert code != 0
     assert UNDER_TORCHRUN[way] in errors
@@ -69,7 +70,7 @@ def test_killed_or_frozen(tmp_path: Path, number: int, code: int, said: str) -> 
         took = time.monotonic() - begun
     assert (found, said in errors) == (code, True), errors
     assert "Traceback" not in errors
-    assert took < LIMIT
+    assert took < LIMIT + (PATIENCE if number == signal.SIGSTOP else 0)
 
 
 @pytest.mark.timeout(180)
@@ -82,18 +83,14 @@ def test_killed_or_frozen(tmp_path: Path, number: int, code: int, said: str) -> 
 )
 def test_failed_from_within(tmp_path: Path, way: str, said: str) -> None:
     with train(tmp_path, "--max-restarts", "1", BREAK=way) as process:
-        seen: list[set[int]] = []
         while process.poll() is None:
-            now = set(workers(process.pid))
-            process.known.update(now)
-            if now and not any(now & before for before in seen):
-                seen.append(now)
+            process.known.update(workers(process.pid))
             time.sleep(0.05)
         code, _, errors = ended(process, 10)
     assert code == 1
     assert errors.count(said) == 2  # it failed again
     assert errors.count("wholebatch: all processes start anew, restart 1 of 1") == 1
-    assert len(seen) == 2
+    assert len(process.known) == 6
 
 
 @pytest.mark.timeout(120)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _MISTAKE = 2  # the exit code of a process that was asked for what cannot be
 _STOPPED = (128 + 2, 128 + 15)  # of one that a person stopped: it has saved, and the others with it
-_GRACE = 15  # seconds from SIGTERM to SIGKILL for those that run on after one has failed; they have nothing to save
+_GRACE = 10  # seconds from SIGTERM to SIGKILL for those that run on after one has failed; they have nothing to save
 _ENDED_BY_AGENT = (-int(signal.SIGTERM), 128 + int(signal.SIGTERM))
 
 
