@@ -38,8 +38,6 @@ def launch(arguments: Sequence[str], processes: int, max_restarts: int = 0) -> i
     for name, value, least in (("--processes", processes, 1), ("--max-restarts", max_restarts, 0)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ConfigError(f"{name} {value!r}: expected a whole number, {least} or more")
-    # the process that failed has said why, and what a signal did is said below
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     with _store_of_its_own(), _requests_to_save_handed_on():
         return _watched(arguments, processes, max_restarts)
 
@@ -49,6 +47,7 @@ def _watched(arguments: Sequence[str], processes: int, max_restarts: int) -> int
     from torch.distributed.elastic.multiprocessing.api import SignalException
 
     agent = _agent(("-m", "wholebatch", *arguments), processes, max_restarts)
+    _quiet()
     rendezvous = agent.get_worker_group().spec.rdzv_handler
     try:
         failures = agent.run().failures
@@ -104,6 +103,12 @@ def _agent(command: Sequence[str], processes: int, max_restarts: int) -> LocalEl
     )
     patience = int(os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "30"))  # seconds, as torchrun
     return Agent(spec, DefaultLogsSpecs(), shutdown_timeout=patience)
+
+
+def _quiet() -> None:
+    """The process that failed says why, and :func:`_say` what a signal did; torch's loggers have a level each."""
+    for name in [name for name in logging.root.manager.loggerDict if name.startswith("torch.distributed.elastic")]:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _cause(failures: dict[int, Any]) -> int:
