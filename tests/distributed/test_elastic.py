@@ -47,7 +47,7 @@ def newest(folder: Path) -> int:
     return max(saved_steps(folder), default=0)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(120 + 40 * RESTARTS)
 def test_restarts_in_a_row(tmp_path: Path, undisturbed: Any) -> None:
     """Each kill hits a random process once the world has got at least a step further than the one before."""
     draw, folder, result = random.Random(7), tmp_path / "run", tmp_path / "result"
