@@ -176,6 +176,7 @@ def test_worlds_of_one_launch_go_on_and_others_are_refused(tmp_path: Path, monke
         resuming.train(tmp_path)  # the same process, a second time
     monkeypatch.setattr(launched_core, "process", lambda: "the process that came after it")
     leave(9)  # it got further
+    monkeypatch.setattr(launched_core, "process", lambda: "a stranger")
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job-2")
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")  # a restart does not make another's run one's own
     with pytest.raises(wb.RunFolderError, match="already holds a run"):
