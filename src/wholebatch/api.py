@@ -298,7 +298,7 @@ def _warn_of_short_schedule(schedule: Any, shape: RunShape, unit: str) -> None:
     warnings.warn(
         f"the schedule ends after {end:g} {unit}s, but training goes on for {shape.epochs * per_epoch}; {repair}",
         UserWarning,
-        stacklevel=3,
+        stacklevel=4,  # train is wrapped once
     )
 
 
