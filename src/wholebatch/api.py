@@ -22,6 +22,7 @@ from wholebatch import schedule as schedules
 from wholebatch.checkpoint import Every, seconds_of
 from wholebatch.core.errors import ConfigError, InputError, nearest
 from wholebatch.core.record import History, Observer, RunShape
+from wholebatch.core.url import location
 from wholebatch.data import BatchLoader, StreamLoader, as_loader
 from wholebatch.data.select import selection, with_selection
 from wholebatch.display import RunFolder, choose
@@ -36,6 +37,7 @@ _BATCH_SIZE = 512
 _SHORT = 0.7  # of the training; a schedule that ends before was hardly meant so
 
 
+@parallel_processes.losses_named()
 def train(
     model: nn.Module,
     data: Any,
@@ -95,8 +97,9 @@ def train(
         metrics: a metric or a dict of them (copies are fed); None counts accuracy where the targets are classes.
         seed: of order, augmentation and dropout.
         device: "auto" takes the GPU where there is one.
-        run_dir: a folder for history, curves and checkpoints; without it nothing is written. While a run that has one
-            trains, SIGTERM and SIGINT end it in an orderly way (see below), and SIGUSR1 saves and goes on.
+        run_dir: a folder, or the URL of one, for history, curves and checkpoints; without it nothing is written. While
+            a run that has one trains, SIGTERM and SIGINT end it in an orderly way (see below), and SIGUSR1
+            saves and goes on.
         resume: True goes on from the newest good checkpoint in ``run_dir``, and starts afresh where there is none; a
             path goes on from the newest one of another run's folder.
         resume_allow: names of what may be another than in the run that is resumed, although it changes the result:
@@ -155,15 +158,25 @@ def train(
         engine=engine,
     )
     at_once = loader.batch_size if micro_batch == "auto" else int(micro_batch)
+    at_once = min(processes.exchange(at_once or 0)) or None  # evaluation cuts alike everywhere; training need not
     tested = None if eval_data is None else _evaluation_loader(eval_data, at_once, workers)
     own, named = copy.deepcopy(metrics), (inputs, targets)
     test = None if tested is None else _evaluation(model, tested, loss, own, where, *named)
+    kept_somewhere = run_dir is not None or resume is not False
+    shared = kept_somewhere or processes.size > 1
+    facts = loop.facts_of(step, loader, loss, schedule, schedule_unit) if shared else {}
+    more = {"epochs": epochs, "run_dir": kept_somewhere, "resume": str(resume), "log_every": log_every}
+    asked = {
+        **more,
+        "parallel": str(parallel),
+        "metrics": sorted(metrics) if isinstance(metrics, dict) else type(metrics).__name__,
+    }
+    loop.require_alike(processes, lambda: {**asked, **loop.facts_of_start(step, loader, tested), **facts})
     place = run_dir.path if isinstance(run_dir, RunFolder) else run_dir
     shape = _shape(loader, epochs, where, place, test is not None)
     _warn_of_short_schedule(schedule, shape, schedule_unit)
     shown = choose(sys.stdout) if display and processes.rank == 0 else Observer()  # one process prints and writes
     say = shown.message if display else None
-    kept_somewhere = run_dir is not None or resume is not False
     with (
         closing(loader),
         closing(tested or loader),
@@ -185,10 +198,11 @@ def train(
             observers=[shown, *([] if kept is None else [kept]), *observers],
             keeper=None if run_dir is None else saved.keeper(kept, processes, told, every=every, time_limit=limit),
             beginning=beginning,
-            facts=loop.facts_of(step, loader, loss, schedule, schedule_unit) if kept_somewhere else None,
+            facts=facts,
         )
 
 
+@parallel_processes.losses_named()
 def evaluate(
     model: nn.Module,
     data: Any,
@@ -323,13 +337,13 @@ def _device(device: str | torch.device, model: nn.Module) -> torch.device:
 
 
 def _shape(
-    loader: BatchLoader | StreamLoader, epochs: int, device: torch.device, run_dir: str | Path | None, evaluates: bool
+    loader: BatchLoader | StreamLoader, epochs: int, device: torch.device, run_dir: Any, evaluates: bool
 ) -> RunShape:
     try:
         steps = len(loader)
     except TypeError:
         steps = None
-    folder = None if run_dir is None else Path(run_dir)
+    folder = None if run_dir is None else location(run_dir)
     return RunShape(
         epochs, steps, loader.samples, loader.batch_size or 0, str(device), run_dir=folder, evaluates=evaluates
     )
@@ -347,7 +361,7 @@ def _warn_of_short_schedule(schedule: Any, shape: RunShape, unit: str) -> None:
     warnings.warn(
         f"the schedule ends after {end:g} {unit}s, but training goes on for {shape.epochs * per_epoch}; {repair}",
         UserWarning,
-        stacklevel=3,
+        stacklevel=4,  # train is wrapped once
     )
 
 

@@ -12,17 +12,19 @@ from pathlib import Path
 from typing import TextIO
 
 from wholebatch import api, config, loop, parallel, saved
-from wholebatch.checkpoint import load_plain_state
+from wholebatch.checkpoint import load_plain_state, taken_by_earlier_world
 from wholebatch.config.build import Parts, build
 from wholebatch.config.schema import Config
+from wholebatch.core import launched
 from wholebatch.core.errors import InputError, RunFolderError
 from wholebatch.core.record import History, Observer
+from wholebatch.core.url import Url, location
 from wholebatch.data import BatchLoader, Compose
 from wholebatch.display import RunFolder, choose
 
 
 def train_recipe(
-    settings: Config, *, resume: Path | None = None, allow: Sequence[str] = (), stream: TextIO | None = None
+    settings: Config, *, resume: Path | Url | None = None, allow: Sequence[str] = (), stream: TextIO | None = None
 ) -> History:
     """Train what ``settings`` say, in a run folder of its own, and say what came of it on ``stream``.
 
@@ -39,7 +41,7 @@ def train_recipe(
     first = parallel.init().rank == 0
     display = choose(stream or sys.stdout) if first else Observer()
     with _folder(settings, resume) if first else nullcontext(resume or Path()) as folder:
-        goes_on = resume is not None or saved.restarted()
+        goes_on = resume is not None or (first and taken_by_earlier_world(folder))
         if first:
             RunFolder(folder, resume=goes_on).check()
         parts = build(settings)
@@ -89,11 +91,11 @@ def _train(
     )
 
 
-def _how_to_go_on(folder: Path) -> str:
+def _how_to_go_on(folder: Path | Url) -> str:
     return f"saved; go on with: wholebatch train --resume {shlex.quote(str(folder))}"
 
 
-def evaluate_run(folder: Path, overrides: list[str]) -> dict[str, float]:
+def evaluate_run(folder: Path | Url, overrides: list[str]) -> dict[str, float]:
     """Return what the model of a run's newest checkpoint reaches on its test data.
 
     Of a run that came to its end that is what its history says, to the last bit.
@@ -132,10 +134,13 @@ def _test_loader(settings: Config, parts: Parts) -> BatchLoader:
 
 
 @contextmanager
-def _folder(settings: Config, resume: Path | None = None) -> Iterator[Path]:
+def _folder(settings: Config, resume: Path | Url | None = None) -> Iterator[Path | Url]:
     """The run's folder: the one that was said, or a new one of its own, which is removed if it stays empty."""
     if resume is not None or settings.run_dir is not None:
-        yield resume or Path(str(settings.run_dir))
+        yield resume or location(str(settings.run_dir))
+        return
+    if (earlier := _of_earlier_world()) is not None:
+        yield earlier
         return
     made_runs = not Path("runs").exists()
     folder = _new_folder(f"{settings.recipe}-{datetime.now():%Y%m%d-%H%M%S}")
@@ -145,6 +150,14 @@ def _folder(settings: Config, resume: Path | None = None) -> Iterator[Path]:
         for path in (folder, *([Path("runs")] if made_runs else [])):
             with suppress(OSError):  # it is not empty
                 path.rmdir()
+
+
+def _of_earlier_world() -> Path | None:
+    """The folder that this launch made before its processes were started anew; the newest, if any."""
+    if launched.launch() is None:
+        return None
+    found = [path for path in Path("runs").glob("*/") if taken_by_earlier_world(path)]
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
 
 def _new_folder(name: str) -> Path:

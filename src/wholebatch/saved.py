@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from wholebatch.checkpoint import Checkpoint, Every, RunState, Store
+from wholebatch.checkpoint import Checkpoint, Every, RunState, store_at, taken_by_earlier_world
 from wholebatch.core.errors import CheckpointError, PeerError, RunFolderError
 from wholebatch.core.processes import Processes
 from wholebatch.core.record import History, Record
+from wholebatch.core.url import Url, location
 from wholebatch.display import RunFolder, read_history
 from wholebatch.loop import Beginning, Keeper
 
@@ -23,8 +24,8 @@ Say = Callable[[str], None]
 
 @contextmanager
 def opened(
-    run_dir: str | os.PathLike[str] | RunFolder | None,
-    resume: bool | str | os.PathLike[str],
+    run_dir: str | os.PathLike[str] | Url | RunFolder | None,
+    resume: bool | str | os.PathLike[str] | Url,
     allow: Sequence[str],
     processes: Processes,
     say: Say | None,
@@ -38,14 +39,13 @@ def opened(
         CheckpointError: there is no good checkpoint where ``resume`` says.
         PeerError: one of these happened to the first process.
     """
-    folder = _folder(run_dir, resume, say)
+    first = processes.rank == 0
+    folder = _folder(run_dir, resume, first, say)
     told: Say = (lambda line: None) if folder is None else folder.tell
-    kept = folder if processes.rank == 0 else None
-    resume = True if folder is not None and folder.resume else resume
-    source = folder.path if resume is True and folder is not None else None if not resume else Path(str(resume))
+    kept = folder if first else None
     try:
-        checkpoint = _found(kept, source, resume is not True, processes, told)
-        beginning = None if checkpoint is None else _beginning(checkpoint, kept, allow, told)
+        found = _found(kept, resume, processes, told)
+        beginning = None if found is None else _beginning(*found, kept, allow, told)
         if kept is not None and beginning is None and kept.resume:
             kept.go_on([])  # afresh: what an earlier try left of a history does not count
         yield kept, beginning, told
@@ -62,71 +62,83 @@ def keeper(
     lines: deque[str] = deque()  # of the thread that saves
     store = None
     if folder is not None:
-        store = Store(folder.path, keep_last=KEEP_LAST, keep_best=True, say=lines.append, fence=folder.fence)
+        store = store_at(folder.path, keep_last=KEEP_LAST, keep_best=True, say=lines.append, fence=folder.fence)
     return Keeper(processes, store, every=every, time_limit=time_limit, lines=lines, say=say)
 
 
-def newest(folder: Path, say: Say | None = None) -> dict[str, Any]:
+def newest(folder: Path | Url, say: Say | None = None) -> dict[str, Any]:
     """Return the weights and buffers in a run's newest good checkpoint, by name.
 
     Raises:
         RunFolderError: there is none.
         CheckpointError: it cannot be read.
     """
-    store = Store(folder, say=say)
+    store = store_at(folder, say=say)
     checkpoint = store.newest()
     if checkpoint is None:
         raise RunFolderError(f"{folder} holds no good checkpoint; did its training begin?")
     return RunState.from_dict(store.load(checkpoint)).model
 
 
-def restarted() -> bool:
-    """Return whether torchrun started this process anew, after it had lost another."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") or 0) > 0
-
-
-def _folder(run_dir: Any, resume: Any, say: Say | None) -> RunFolder | None:
+def _folder(run_dir: Any, resume: Any, first: bool, say: Say | None) -> RunFolder | None:
     if run_dir is None or isinstance(run_dir, RunFolder):
         return run_dir
-    same = resume is True or (resume is not False and os.path.abspath(resume) == os.path.abspath(run_dir))
-    return RunFolder(run_dir, resume=same or restarted(), say=say)
+    place = location(run_dir)
+    same = resume is True or (resume is not False and _absolute(location(resume)) == _absolute(place))
+    return RunFolder(place, resume=same or (first and taken_by_earlier_world(place)), say=say)
 
 
-def _found(
-    kept: RunFolder | None, source: Path | None, needed: bool, processes: Processes, say: Say
-) -> Checkpoint | None:
-    """The checkpoint to go on from, which the first process names to all."""
+def _absolute(place: Path | Url) -> str:
+    return str(place) if isinstance(place, Url) else os.path.abspath(place)
+
+
+def _found(kept: RunFolder | None, resume: Any, processes: Processes, say: Say) -> tuple[Path | Url, Checkpoint] | None:
+    """The run and the checkpoint to go on from, which the first process names to all."""
     found, error = None, None
     if processes.rank == 0:
         try:
-            if kept is not None:
-                kept.prepare()
-            found = None if source is None else Store(source, say=say).newest()
-            if found is None and source is not None and needed:
-                raise CheckpointError(f"resume={str(source)!r}: there is no good checkpoint in that folder")
+            found = _look(kept, resume, say)
         except Exception as caught:
             if processes.size == 1:
                 raise
             error = caught
-    named, reason = processes.gather((found and (str(found.path), found.manifest), error and _said(error)))[0]
+    named = found and (str(found[0]), str(found[1].path), found[1].manifest)
+    named, reason = processes.gather((named, error and f"{type(error).__name__}: {error}"))[0]
     if error is not None:
         raise error
     if reason is not None:
         raise PeerError(f"process 0 failed: {reason}")
-    return None if named is None else Checkpoint(Path(named[0]), named[1]["step"], named[1])
+    if named is None:
+        return None
+    return location(named[0]), Checkpoint(Path(named[1]), named[2]["step"], named[2])
 
 
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
+def _look(kept: RunFolder | None, resume: Any, say: Say) -> tuple[Path | Url, Checkpoint] | None:
+    """Take the folder, then look for a checkpoint: in it, where it holds this run, and else where ``resume`` says."""
+    places = []
+    if kept is not None:
+        kept.prepare()
+        places += [kept.path] if kept.resume else []
+    named = None if isinstance(resume, bool) else location(resume)
+    for place in [*places, *([] if named is None else [named])]:
+        checkpoint = store_at(place, say=say).newest()
+        if checkpoint is not None:
+            return place, checkpoint
+    if named is not None:
+        raise CheckpointError(f"resume={str(resume)!r}: there is no good checkpoint in that folder")
+    return None
 
 
-def _beginning(checkpoint: Checkpoint, kept: RunFolder | None, allow: Sequence[str], say: Say) -> Beginning:
+def _beginning(
+    run: Path | Url, checkpoint: Checkpoint, kept: RunFolder | None, allow: Sequence[str], say: Say
+) -> Beginning:
     """What was saved, and the history up to there."""
-    run = checkpoint.path.parent.parent
-    state = RunState.from_dict(Store(run, say=say).load(checkpoint))
+    state = RunState.from_dict(store_at(run, say=say).load(checkpoint))
     records: list[Record] = []
     lines = []
-    if isinstance(state.history, int) and state.history:
+    if isinstance(state.history, list):
+        records = [dict(record) for record in state.history]
+    elif state.history:
         records = read_history(run).records[: state.history]
         if len(records) < state.history:
             lines.append(

@@ -58,7 +58,15 @@ def train(rank: int, size: int, engine: str = "flat", micro: int | str = 2) -> t
     model = Towers()
     loss = Contrast(model)
     optimizer = torch.optim.SGD([*model.parameters(), *loss.parameters()], lr=0.1, momentum=0.9)
-    step = wb.Step(model, optimizer, wb.WholeBatchLoss(encode, loss), micro_batch=micro, clip_norm=0.7, seed=4, engine=wb.parallel.engine(engine) if size > 1 else None)
+    step = wb.Step(
+        model,
+        optimizer,
+        wb.WholeBatchLoss(encode, loss),
+        micro_batch=micro,
+        clip_norm=0.7,
+        seed=4,
+        engine=wb.parallel.engine(engine) if size > 1 else None,
+    )
     start = sum(PARTS[size][:rank]) if size > 1 else 0
     stop = start + PARTS[size][rank] if size > 1 else SAMPLES
     x, y = data()

@@ -11,6 +11,7 @@ import io
 import os
 import re
 import shlex
+import subprocess
 import tempfile
 import tomllib
 from collections.abc import Iterator
@@ -18,10 +19,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
 import wholebatch as wb
 from wholebatch.cli.main import main
+from wholebatch.config import load
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -155,3 +158,33 @@ def test_every_page_is_in_the_table_of_contents() -> None:
     index = (ROOT / "docs" / "index.md").read_text()
     pages = {path.stem for path in (ROOT / "docs").glob("*.md")} - {"index"}
     assert pages <= set(index.splitlines())
+
+
+@pytest.mark.parametrize("page", with_blocks("bash"), ids=lambda page: page.name)
+def test_shell_scripts_can_be_read(page: Path) -> None:
+    for line, source in blocks(page, "bash"):
+        done = subprocess.run(["bash", "-n"], input=source, text=True, capture_output=True, timeout=20)
+        assert (done.returncode, done.stderr) == (0, ""), f"{page.name}:{line}"
+
+
+@pytest.mark.parametrize("page", with_blocks("yaml"), ids=lambda page: page.name)
+def test_yaml_can_be_read(page: Path) -> None:
+    for line, source in blocks(page, "yaml"):
+        assert all(isinstance(part, dict) for part in yaml.safe_load_all(source)), f"{page.name}:{line}"
+
+
+def test_the_kubernetes_example_is_of_one_piece() -> None:
+    (_, source), *_ = blocks(ROOT / "docs" / "processes.md", "yaml")
+    service, job = yaml.safe_load_all(source)
+    pod = job["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    variables = {entry["name"]: entry["value"] for entry in container["env"]}
+    assert variables["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] == "1"
+    assert int(variables["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"]) < pod["terminationGracePeriodSeconds"]
+    assert service["metadata"]["name"] == pod["subdomain"]  # so that the first pod has a name
+    assert service["spec"]["selector"]["job-name"] == job["metadata"]["name"]
+    name = f"{job['metadata']['name']}-0.{pod['subdomain']}"
+    assert f"--rdzv-endpoint={name}:29400" in container["command"]
+    words = container["command"]
+    settings = words[words.index("train") + 1 :]
+    assert load("digits", overrides=settings).checkpoint_every == "5 min"

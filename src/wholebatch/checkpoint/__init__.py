@@ -4,6 +4,8 @@
 makes sure that only the newest world writes in a run folder; :class:`Background` saves without holding the step;
 :class:`Every` says when; :class:`RunState` is what is saved, and refuses to go on as another run; :func:`plain_state`
 and :func:`load_plain_state` name a model's weights without its wrappers; :func:`seconds_of` reads a time.
+:class:`RemoteStore` and :class:`RemoteFence` are the same at a URL, where less can be promised; :func:`store_at` and
+:func:`take` choose.
 """
 
 from wholebatch.checkpoint.background import Background
@@ -11,6 +13,9 @@ from wholebatch.checkpoint.every import Every, seconds_of
 from wholebatch.checkpoint.fence import Fence
 from wholebatch.checkpoint.manifest import Checkpoint
 from wholebatch.checkpoint.model_state import load_plain_state, plain_state
+from wholebatch.checkpoint.place import store_at, take, taken_by_earlier_world
+from wholebatch.checkpoint.remote_fence import RemoteFence
+from wholebatch.checkpoint.remote_store import RemoteStore
 from wholebatch.checkpoint.run_state import RunState
 from wholebatch.checkpoint.snapshot import Snapshot, require_plain
 from wholebatch.checkpoint.store import Store
@@ -20,6 +25,8 @@ __all__ = [
     "Checkpoint",
     "Every",
     "Fence",
+    "RemoteFence",
+    "RemoteStore",
     "RunState",
     "Snapshot",
     "Store",
@@ -27,4 +34,7 @@ __all__ = [
     "plain_state",
     "require_plain",
     "seconds_of",
+    "store_at",
+    "take",
+    "taken_by_earlier_world",
 ]

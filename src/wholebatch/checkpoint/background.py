@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from typing import Any, Self
 
+from wholebatch.checkpoint.remote_store import RemoteStore
 from wholebatch.checkpoint.snapshot import Snapshot, require_plain
 from wholebatch.checkpoint.store import Store
 
@@ -27,7 +28,7 @@ class Background:
     True
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store | RemoteStore) -> None:
         self.store = store
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None

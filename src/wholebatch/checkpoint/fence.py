@@ -23,12 +23,13 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
 from wholebatch.checkpoint.durable import remove_tree, sync_folder, write_all, write_file
+from wholebatch.core import launched
 from wholebatch.core.errors import FencedError
 
 FOLDER = "checkpoints"
@@ -276,8 +277,7 @@ class Fence:
         sync_folder(self.folder)
 
     def _owner(self) -> bytes:
-        who = {"generation": self.generation, "host": socket.gethostname(), "process": os.getpid()}
-        return (json.dumps({**who, "since": time.strftime("%Y-%m-%d %H:%M:%S")}) + "\n").encode()
+        return owner(self.generation)
 
     def _overtaken(self) -> str:
         """What a world that lost the folder says."""
@@ -289,6 +289,24 @@ class Fence:
                 f"took it over at {owner.get('since')}"
             )
         return f"{about}: a newer world takes it over, or the folder was closed, moved or removed"
+
+
+def owner(generation: int) -> bytes:
+    """Return what a taker of a run folder writes about itself."""
+    who = {"generation": generation, "host": socket.gethostname(), "process": os.getpid()}
+    named = {"launch": launched.launch(), "writer": launched.process()}
+    return (json.dumps({**who, **named, "since": time.strftime("%Y-%m-%d %H:%M:%S")}) + "\n").encode()
+
+
+def is_earlier_world(owner: Mapping[str, Any]) -> bool:
+    """Return whether what a taker wrote is of this launch, and of another process than this one."""
+    launch = launched.launch()
+    return launch is not None and owner.get("launch") == launch and owner.get("writer") != launched.process()
+
+
+def taken_by_earlier_world(run_dir: str | os.PathLike[str]) -> bool:
+    """Return whether the last one that took the run folder belonged to the launch of this process."""
+    return is_earlier_world(_owner_of(Path(os.path.abspath(run_dir)) / FOLDER))
 
 
 def _stagings(folder: Path) -> list[tuple[int, str]]:

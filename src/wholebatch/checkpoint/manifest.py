@@ -25,7 +25,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint on disk: its folder, its step, and its manifest as it was read."""
+    """A checkpoint: its folder (at a URL, that one's name), its step, and its manifest as it was read."""
 
     path: Path
     step: int
@@ -64,6 +64,11 @@ def read(path: Path) -> tuple[dict[str, Any] | None, str]:
         return None, f"{NAME} is missing"
     except OSError as error:
         return None, f"{NAME} cannot be read: {error.strerror}"
+    return parse(data)
+
+
+def parse(data: bytes) -> tuple[dict[str, Any] | None, str]:
+    """Return the manifest that ``data`` is and ``""``, or None and why it cannot be trusted."""
     try:
         manifest = json.loads(data)
         content = {key: value for key, value in manifest.items() if key != "sha256"}

@@ -58,6 +58,8 @@ class Store:
     ('step-00000007', {'weight': tensor([1., 1.])})
     """
 
+    holds_history = False  # it grows in a file of the run folder; a checkpoint says how much of it counts
+
     def __init__(
         self,
         folder: str | os.PathLike[str],
@@ -96,7 +98,7 @@ class Store:
             InputError: ``step`` is negative.
             InputTypeError: ``state`` holds something else; the message names it.
         """
-        step, score = _whole(step), _score(score)
+        step, score = checked_step(step), checked_score(score)
         require_plain(state)
         target = self.folder / f"step-{step:08d}"
         try:
@@ -187,11 +189,7 @@ class Store:
         try:
             return torch.load(checkpoint.path / manifests.STATE, map_location="cpu", weights_only=True)
         except Exception as error:  # whatever torch's reader meets: the bytes are those that were written
-            reason, written = str(error).split("\n")[0], checkpoint.manifest["versions"]["torch"]
-            raise CheckpointError(
-                f"{checkpoint.path} is undamaged, but torch {torch.__version__} cannot read what torch {written} "
-                f"wrote: {reason}"
-            ) from error
+            raise unreadable(checkpoint.path, checkpoint, error) from error
 
     def _first_good(self, paths: _Paths) -> Checkpoint | None:
         damaged = []
@@ -238,7 +236,16 @@ def _step_of(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
 
 
-def _whole(step: int) -> int:
+def unreadable(path: object, checkpoint: Checkpoint, error: Exception) -> CheckpointError:
+    """Return what to say of a file whose checksum holds, and which this torch cannot read."""
+    reason, written = str(error).split("\n")[0], checkpoint.manifest["versions"]["torch"]
+    return CheckpointError(
+        f"{path} is undamaged, but torch {torch.__version__} cannot read what torch {written} wrote: {reason}"
+    )
+
+
+def checked_step(step: int) -> int:
+    """Return ``step``, a whole number of at least 0."""
     if isinstance(step, bool) or not isinstance(step, int):
         raise InputTypeError(f"step={step!r}: expected a whole number, got a {type(step).__name__}")
     if step < 0:
@@ -246,8 +253,8 @@ def _whole(step: int) -> int:
     return step
 
 
-def _score(score: float | None) -> float | None:
-    """A finite number, or None; infinities are clipped, since JSON has no word for them."""
+def checked_score(score: float | None) -> float | None:
+    """Return a finite number, or None; infinities are clipped, since JSON has no word for them."""
     if score is None:
         return None
     try:

@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from wholebatch.cli.words import Work, settings
 from wholebatch.core.errors import RunFolderError
+from wholebatch.core.url import location
 
 
 def evaluate(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="The folder of a run.")],
     words: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings to change.")] = None,
 ) -> Work:
     """Evaluate the model of a run on its test data."""
     return partial(_evaluate, run, words or [])
 
 
-def _evaluate(run: Path, words: list[str]) -> None:
-    if "=" in str(run) and not run.exists():
-        raise RunFolderError(f"evaluate takes the folder of a run first, got {str(run)!r}")
+def _evaluate(run: str, words: list[str]) -> None:
+    folder = location(run)
+    if "=" in run and not folder.exists():
+        raise RunFolderError(f"evaluate takes the folder of a run first, got {run!r}")
     overrides = settings(words)
     from wholebatch import runs
 
-    for name, value in runs.evaluate_run(run, overrides).items():
+    for name, value in runs.evaluate_run(folder, overrides).items():
         print(f"{name} {value:.6g}")

@@ -1,7 +1,8 @@
 """The command line: ``wholebatch train``, ``evaluate``, ``config``, ``data``.
 
-Exit codes: 0 done, or stopped in time by ``time_limit``; 1 a bug here (with its traceback), a NaN in the gradient, a
-reader who went away, or ``data check`` found something; 2 a mistake in what was asked, told in one line; 130
+Exit codes: 0 done, or stopped in time by ``time_limit``; 1 a bug here (with its traceback), a NaN in the gradient,
+another process that failed, a reader who went away, or ``data check`` found something; 2 a mistake in what was asked,
+told in one line; 130
 interrupted (Ctrl-C); 143 terminated. With these two the run is saved.
 
 Typer reads the words and gives back what to do; :func:`main` does it, so that an error of the training is never
@@ -15,6 +16,7 @@ import select
 import signal
 import sys
 import threading
+import time
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
@@ -29,6 +31,7 @@ from wholebatch.core.errors import (
     FencedError,
     InputError,
     InputTypeError,
+    LostError,
     NonFiniteError,
     PeerError,
     PromiseWarning,
@@ -39,6 +42,7 @@ INTERRUPTED = 128 + 2  # what a shell reports of a program that SIGINT ended
 TERMINATED = 128 + 15  # likewise SIGTERM
 
 _RANK = "RANK"  # torchrun's name for a process's number
+_SECOND = 2.0  # seconds; by then a launcher has seen which process failed first
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -66,8 +70,8 @@ def _run(words: list[str]) -> int:
             outcome()
             return 0
         return int(outcome or 0)  # --help and --version are done by now
-    except PeerError:
-        return MISTAKE  # the process that failed says why
+    except PeerError as error:
+        return _follow(error)
     except (InputError, InputTypeError) as error:
         return _fail(str(error), MISTAKE)
     except (NonFiniteError, FencedError) as error:
@@ -82,7 +86,17 @@ def _run(words: list[str]) -> int:
         if isinstance(error, BrokenPipeError) and _reader_is_gone():
             raise
         traceback.print_exc()
+        if _number():
+            _fail(f"{type(error).__name__}: {error}", BUG)  # which process it was
         return BUG
+
+
+def _follow(error: PeerError) -> int:
+    """After another process failed: it says why, and is given the time to be the first that ends."""
+    if isinstance(error, LostError):
+        _fail(str(error), BUG)
+    time.sleep(_SECOND)
+    return BUG
 
 
 def _reader_is_gone() -> bool:
@@ -116,16 +130,21 @@ def _fail(message: str, code: int) -> int:
     """Print one line to stderr, with the process's number where there are several, and return ``code``."""
     if code in (TERMINATED, INTERRUPTED) and "TORCHELASTIC_RUN_ID" in os.environ:
         return code  # the launcher says so, or stopped this one since another failed, which has said why
-    process = (
-        f"process {os.environ[_RANK]}: " if os.environ.get("WORLD_SIZE", "1") != "1" and _RANK in os.environ else ""
-    )
-    print(f"wholebatch: {process}{' '.join(message.split())}", file=sys.stderr)
+    print(f"wholebatch: {_number()}{' '.join(message.split())}", file=sys.stderr)
     return code
+
+
+def _number() -> str:
+    """Which process this is, where there are several."""
+    return f"process {os.environ[_RANK]}: " if os.environ.get("WORLD_SIZE", "1") != "1" and _RANK in os.environ else ""
 
 
 @contextmanager
 def _termination() -> Iterator[None]:
-    """SIGTERM raises ``SystemExit`` here, so that files are closed and the terminal is given back."""
+    """SIGTERM raises ``SystemExit`` here, so that files are closed and the terminal is given back.
+
+    SIGUSR1, a request to save, which would end a process that does not train yet, is let pass.
+    """
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is signal.SIG_IGN:
         yield
         return
@@ -133,11 +152,16 @@ def _termination() -> Iterator[None]:
     def stop(number: int, frame: object) -> None:
         raise SystemExit(TERMINATED)
 
-    before = signal.signal(signal.SIGTERM, stop)
+    handlers: dict[int, Any] = {signal.SIGTERM: stop}
+    usual = getattr(signal, "SIGUSR1", None)  # Windows has none
+    if usual is not None and signal.getsignal(usual) is signal.SIG_DFL:
+        handlers[usual] = lambda number, frame: None
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _show_warnings_of_ours_in_one_line() -> None:

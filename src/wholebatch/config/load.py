@@ -18,6 +18,7 @@ from wholebatch.config.schema import Config, type_of
 from wholebatch.config.show import inline
 from wholebatch.config.source import parse_override, read_file, read_yaml
 from wholebatch.core.errors import ConfigError, RunFolderError
+from wholebatch.core.url import Url
 
 _WORDS = {
     "int": "a whole number",
@@ -51,7 +52,7 @@ def load(recipe: str | None = None, *, files: Sequence[Path] = (), overrides: Se
     return _checked([base, *layers, {"recipe": chosen}], [f"recipe {chosen}", *sources, "command line"])
 
 
-def load_run(run_dir: Path, overrides: Sequence[str] = ()) -> Config:
+def load_run(run_dir: Path | Url, overrides: Sequence[str] = ()) -> Config:
     """Return the configuration that a run folder holds, overridden by ``key=value``.
 
     Raises:

@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from wholebatch.config.schema import dotted_keys, type_of
 from wholebatch.core.errors import ConfigError, nearest
+from wholebatch.core.url import Url
 
 
 def read_yaml(text: str, source: str) -> dict[str, Any]:
@@ -36,7 +37,7 @@ def read_yaml(text: str, source: str) -> dict[str, Any]:
     return values
 
 
-def read_file(path: Path) -> dict[str, Any]:
+def read_file(path: Path | Url) -> dict[str, Any]:
     """Return the mapping that a YAML file holds.
 
     Raises:

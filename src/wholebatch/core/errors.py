@@ -10,6 +10,7 @@
     │   ├── DataError                 a data set or one of its files
     │   ├── RunFolderError            a run folder that cannot be read or written
     │   ├── PeerError                 another process failed; the message says which one, and why
+    │   │   └── LostError             another process is gone, or does not answer; it said nothing
     │   └── CheckpointError           a checkpoint that is damaged, missing, or of another run
     ├── InputTypeError (TypeError)    an object of a kind that cannot be used
     ├── WrongStepError (AssertionError)    a training loop that does not compute the exact update
@@ -62,6 +63,10 @@ class CheckpointError(InputError):
 
 class PeerError(InputError):
     """Another process failed; the message says which one, and why."""
+
+
+class LostError(PeerError):
+    """Another process is gone, or does not answer, and could not say why."""
 
 
 class InputTypeError(WholebatchError, TypeError):

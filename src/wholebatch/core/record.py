@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from wholebatch.core.errors import InputError
+from wholebatch.core.url import Url
 
 Record = dict[str, Any]
 
@@ -26,7 +27,7 @@ class RunShape:
     batch_size: int
     device: str
     title: str = ""
-    run_dir: Path | None = None
+    run_dir: Path | Url | None = None
     evaluates: bool = False  # every epoch's "train" record is followed by a "test" record
 
 

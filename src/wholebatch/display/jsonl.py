@@ -11,13 +11,11 @@ import json
 import math
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from wholebatch.core.errors import RunFolderError
 from wholebatch.core.record import History, Record
-
-if TYPE_CHECKING:
-    from wholebatch.checkpoint import Fence
+from wholebatch.core.url import Url, location
 
 NAME = "history.jsonl"
 
@@ -47,7 +45,7 @@ def _valid(value: Any) -> Any:
     return str(value)
 
 
-def decode(data: bytes, path: Path) -> tuple[list[Record], int]:
+def decode(data: bytes, path: Path | Url) -> tuple[list[Record], int]:
     """Return the records in ``data`` and how many bytes of it they fill.
 
     Raises:
@@ -75,13 +73,13 @@ def decode(data: bytes, path: Path) -> tuple[list[Record], int]:
     return records, good
 
 
-def read_history(path: str | os.PathLike[str]) -> History:
+def read_history(path: str | os.PathLike[str] | Url) -> History:
     """Return the history in a run folder, or in its ``history.jsonl``; values that were not finite are NaN.
 
     Raises:
         RunFolderError: there is none, it cannot be read, or a line in it is damaged.
     """
-    path = Path(path)
+    path = location(path)
     file = path / NAME if path.is_dir() else path
     try:
         data = file.read_bytes()
@@ -102,7 +100,7 @@ class Journal:
         OSError: it cannot be read or written.
     """
 
-    def __init__(self, path: Path, fence: Fence) -> None:
+    def __init__(self, path: Path | Url, fence: Any) -> None:
         self._path, self._fence = path, fence
         self.records = decode(path.read_bytes(), path)[0] if path.exists() else []
         self._waiting = b""

@@ -12,6 +12,7 @@ import numpy as np
 
 from wholebatch.core.errors import RunFolderError
 from wholebatch.core.record import Progress, Record, RunShape
+from wholebatch.core.url import Url
 from wholebatch.display.chart import Line, Panel
 from wholebatch.display.jsonl import NAME, read_history
 
@@ -31,7 +32,7 @@ class Observed:
         self._lines: dict[tuple[str, str], tuple[array[float], array[float]]] = {}
 
     @property
-    def run_dir(self) -> Path | None:
+    def run_dir(self) -> Path | Url | None:
         """The folder of the run."""
         return None if self._run is None else self._run.run_dir
 

@@ -14,16 +14,14 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from wholebatch.core.errors import FencedError, InputError, InputTypeError, RunFolderError
 from wholebatch.core.record import History, Observer, Record, RunShape
+from wholebatch.core.url import Url, location
 from wholebatch.display.jsonl import NAME, Journal
 from wholebatch.display.jsonl import read_history as read_history
 from wholebatch.display.output import Output, plain
-
-if TYPE_CHECKING:
-    from wholebatch.checkpoint import Fence
 
 _SHARE = 0.05  # of the time may go into pictures
 _CHECKPOINTS = "checkpoints"
@@ -37,7 +35,7 @@ class RunFolder(Observer):
     A picture or line that cannot be written stops nothing; it is said in one line, once.
 
     Args:
-        path: the folder; its parents are made as well.
+        path: the folder, or the URL of one; its parents are made as well.
         texts: other files by name, e.g. ``{"config.yaml": "..."}``.
         resume: go on in a folder that holds a run (:meth:`go_on` says from where); otherwise such a one is refused.
         say: takes a warning of one line; standard error by default.
@@ -47,7 +45,7 @@ class RunFolder(Observer):
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | Url,
         *,
         texts: Mapping[str, str] | None = None,
         resume: bool = False,
@@ -55,16 +53,16 @@ class RunFolder(Observer):
         every: float = 10.0,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self.path = Path(path)
+        self.path = location(path)
         self._texts = dict(texts or {})
         self.resume = resume
-        self.fence: Fence | None = None
+        self.fence: Any = None  # a Fence or, at a URL, a RemoteFence
         self._say = say or (lambda text: Output(sys.stderr).line(plain(text)))
         self._every = every
         self._clock = clock
         self._journal: Journal | None = None
         self._history = History()
-        self._made: list[Path] = []  # what this run made, oldest first
+        self._made: list[Path | Url] = []  # what this run made, oldest first
         self._trained = False
         self._said: set[str] = set()
         self._title = ""
@@ -76,7 +74,7 @@ class RunFolder(Observer):
             RunFolderError: it cannot, or it holds another run.
         """
         self._refuse_other_run()
-        made: list[Path] = []
+        made: list[Path | Url] = []
         try:
             self._make(made)
         finally:
@@ -92,15 +90,17 @@ class RunFolder(Observer):
         """
         if self._journal is not None:
             return
-        from wholebatch.checkpoint import Fence  # it needs torch, which drawing a history does not
+        from wholebatch.checkpoint import take  # it needs torch, which drawing a history does not
 
         self._refuse_other_run()
-        made: list[Path] = []
+        made: list[Path | Url] = []
         try:
             self._make(made)
-            within = [_CHECKPOINTS, f"{_CHECKPOINTS}/.generation", *self._texts, NAME]
+            own = [] if isinstance(self.path, Url) else [_CHECKPOINTS, f"{_CHECKPOINTS}/.generation"]
+            within = [*own, *self._texts, NAME]
             made += [path for path in (self.path / name for name in within) if not path.exists()]
-            self.fence = Fence.take(self.path)
+            self.fence = take(self.path)
+            made += [self.fence.mark] if isinstance(self.path, Url) else []
             if not self.resume:
                 self._write_texts()
             self._journal = Journal(self.path / NAME, self.fence)
@@ -181,8 +181,10 @@ class RunFolder(Observer):
 
     def _saved(self) -> bool:
         """Whether the folder holds a checkpoint."""
+        folder = self.path / _CHECKPOINTS
         try:
-            return any(re.fullmatch(r"step-\d+", name) for name in os.listdir(self.path / _CHECKPOINTS))
+            names = folder.names() if isinstance(folder, Url) else os.listdir(folder)
+            return any(re.match(r"step-\d+", name) for name in names)
         except OSError:
             return False
 
@@ -217,9 +219,13 @@ class RunFolder(Observer):
             self._said.add(topic)
             self._say(plain(text))
 
-    def _make(self, made: list[Path]) -> None:
+    def _make(self, made: list[Path | Url]) -> None:
         """Make the folder with its parents and try to write in it; note in ``made`` what was made."""
         try:
+            if isinstance(self.path, Url):
+                (self.path / ".probe").write_bytes(b"wholebatch")
+                (self.path / ".probe").unlink()
+                return
             missing = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
             for folder in reversed(missing):
                 folder.mkdir(exist_ok=True)
@@ -241,7 +247,8 @@ class RunFolder(Observer):
 
     def _refuse_other_run(self) -> None:
         try:
-            holds = NAME if (self.path / NAME).stat().st_size > 0 else None
+            file = self.path / NAME
+            holds = NAME if (file.size() if isinstance(file, Url) else file.stat().st_size) > 0 else None
         except (OSError, ValueError):
             holds = None
         if holds is None and "\0" not in str(self.path) and self._saved():
@@ -253,11 +260,13 @@ class RunFolder(Observer):
             )
 
 
-def _remove(made: list[Path]) -> None:
+def _remove(made: list[Path | Url]) -> None:
     """Remove what was made, newest first; a folder that somebody else filled meanwhile stays."""
     for path in reversed(made):
         try:
-            if path.is_dir():
+            if isinstance(path, Url):
+                path.unlink()
+            elif path.is_dir():
                 path.rmdir()
             else:
                 path.unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 """The loops: train, evaluate, their metrics and records, saving and going on, the last step once more, the timer."""
 
 from wholebatch.loop.again import LastStep, other_micro_batch
+from wholebatch.loop.alike import facts_of_start, require_alike
 from wholebatch.loop.evaluate import evaluate
 from wholebatch.loop.facts import facts_of
 from wholebatch.loop.keeper import Keeper
@@ -17,6 +18,8 @@ __all__ = [
     "Timer",
     "evaluate",
     "facts_of",
+    "facts_of_start",
     "other_micro_batch",
+    "require_alike",
     "train",
 ]

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Self
 
-from wholebatch.checkpoint import Background, Every, Store, require_plain
+from wholebatch.checkpoint import Background, Every, RemoteStore, Store, require_plain
 from wholebatch.core.processes import Processes
 from wholebatch.loop.run import Run
 from wholebatch.loop.signals import INTERRUPT, SAVE, TERMINATE, Signals, exit_code
@@ -37,7 +37,7 @@ class Keeper:
     def __init__(
         self,
         processes: Processes,
-        store: Store | None,
+        store: Store | RemoteStore | None,
         *,
         every: Every | None = None,
         time_limit: float | None = None,
@@ -165,7 +165,8 @@ class Keeper:
         begun = self._clock()
         sums = run.sums(self._processes)
         if self._background is not None:
-            self._background.save(run.state(sums).to_dict(), step=run.recorder.steps, score=score)
+            state = run.state(sums, with_history=self._background.store.holds_history)
+            self._background.save(state.to_dict(), step=run.recorder.steps, score=score)
             if wait or (self._limit is not None and not self._longest_save):
                 self._background.wait()  # once, to know how long it takes
         self._last_saved = self._latest = self._clock()

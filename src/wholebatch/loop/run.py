@@ -48,12 +48,14 @@ class Run:
     epoch_schedule: LRScheduler | None
     facts: dict[str, Any]
 
-    def state(self, sums: dict[str, Any]) -> RunState:
+    def state(self, sums: dict[str, Any], *, with_history: bool = False) -> RunState:
         """Return it as it is now; tensors are shared.
 
         Args:
             sums: of the metrics, over all processes (:meth:`Metrics.sums_over_processes`).
+            with_history: the records themselves, and not only how many there are.
         """
+        records = self.recorder.history.records
         schedule = None if self.epoch_schedule is None else self.epoch_schedule.state_dict()
         return RunState(
             model=plain_state(self.step.model),
@@ -64,7 +66,7 @@ class Run:
             batch_size=self.loader.batch_size or 0,
             data_length=self.loader.samples,
             sums=sums,
-            history=len(self.recorder.history),
+            history=[dict(record) for record in records] if with_history else len(records),
             config=self.facts,
             more={"recorder": self.recorder.state_dict(), "epoch_schedule": schedule},
         )

@@ -3,5 +3,6 @@
 from wholebatch.parallel.choose import engine
 from wholebatch.parallel.join import init
 from wholebatch.parallel.launch import launch
+from wholebatch.parallel.lost import losses_named
 
-__all__ = ["engine", "init", "launch"]
+__all__ = ["engine", "init", "launch", "losses_named"]

@@ -11,14 +11,18 @@ from datetime import timedelta
 import torch
 from torch import distributed
 
-from wholebatch.core.errors import InputError
+from wholebatch.core.errors import InputError, LostError
+from wholebatch.core.launched import restarts_allowed
 from wholebatch.core.processes import Processes, current
+from wholebatch.parallel.lost import lost
 
 SHARING = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
+TIMEOUT = "WHOLEBATCH_TIMEOUT"
+_WAIT = 600.0  # seconds
 _NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
-def init(timeout: float = 600.0) -> Processes:
+def init(timeout: float | None = None) -> Processes:
     """Join the processes that torchrun started, if it did; return them. Calling it again changes nothing.
 
     Takes gloo on the CPU and nccl on GPUs (each process the GPU of its local rank), divides the CPU's threads among
@@ -26,11 +30,14 @@ def init(timeout: float = 600.0) -> Processes:
     interpreter, where gloo aborts in about half of all runs when its group is still alive.
 
     Args:
-        timeout: seconds that a collective waits for the others.
+        timeout: seconds that processes wait for each other before they give up; None is ``WHOLEBATCH_TIMEOUT`` in the
+            environment, or 600.
 
     Raises:
-        InputError: part of torchrun's environment is missing.
+        InputError: part of torchrun's environment is missing, or the timeout is no number of seconds.
+        LostError: the others did not come.
     """
+    _warn_of_shared_store()
     size = os.environ.get("WORLD_SIZE")
     if not distributed.is_available() or distributed.is_initialized() or size is None or size == "1":
         return current()
@@ -39,14 +46,19 @@ def init(timeout: float = 600.0) -> Processes:
         raise InputError(
             f"WORLD_SIZE={size} is set, but {', '.join(missing)} is not; start with torchrun or --processes"
         )
-    _warn_of_shared_store()
+    seconds = _seconds(timeout)
     local = int(os.environ.get("LOCAL_RANK", os.environ["RANK"]))
     if torch.cuda.is_available():
         torch.cuda.set_device(local % torch.cuda.device_count())
     else:
         _divide_threads(int(os.environ.get("LOCAL_WORLD_SIZE", size)))
     backend = "nccl" if torch.cuda.is_available() else "gloo"
-    distributed.init_process_group(backend, timeout=timedelta(seconds=timeout))
+    try:
+        distributed.init_process_group(backend, timeout=timedelta(seconds=seconds))
+    except RuntimeError as error:  # of torch's store: DistNetworkError, DistStoreError
+        if (reason := lost(error)) is None:
+            raise
+        raise LostError(f"the processes do not come together: {reason}") from error
     atexit.register(_leave)
     return current()
 
@@ -58,10 +70,22 @@ def _divide_threads(local_size: int) -> None:
         torch.set_num_threads(max(1, cores // local_size))
 
 
+def _seconds(timeout: float | None) -> float:
+    """How long to wait for the others."""
+    said = os.environ.get(TIMEOUT, "")
+    try:
+        seconds = timeout if timeout is not None else float(said or _WAIT)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        given = f"timeout={timeout!r}" if timeout is not None else f"{TIMEOUT}={said}"
+        raise InputError(f"{given}: expected a number of seconds, more than 0")
+    return seconds
+
+
 def _warn_of_shared_store() -> None:
     """Torchrun's store, shared with its rendezvous, makes most elastic restarts hang."""
-    restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") or 0)
-    if restarts and os.environ.get(SHARING) != "1" and os.environ.get("RANK") == "0":
+    if restarts_allowed() and os.environ.get(SHARING) != "1" and os.environ.get("RANK") == "0":
         warnings.warn(
             f"torchrun may restart the processes, and with its shared store most restarts hang; set {SHARING}=1 before "
             "torchrun starts, or use wholebatch train --processes",
