@@ -300,7 +300,7 @@ class LivePlot(Observer):
         elif self._show and not self._inside and is_screen(stream):
             sinks.append(TerminalSink(Output(stream), color=not os.environ.get("NO_COLOR")))
         path, write = self._path, None
-        if path is None and self._observed.run_dir is not None:
+        if path is None and isinstance(self._observed.run_dir, Path):  # at a URL there are the run's own curves
             path, folder = self._observed.run_dir / _PICTURE, self._folder
             write = None if folder is None else folder.write
         if path is not None:

@@ -103,7 +103,6 @@ class TwoPasses:
         samples: of each micro-batch of this process.
         encode: gives the representations of the micro-batch of that number, the same whenever it is asked.
         loss: gives the scalar loss of all representations, of so many samples.
-        known: ids of the parameters whose gradients a step sums; the loss may reach no others.
     """
 
     def __init__(
@@ -111,12 +110,10 @@ class TwoPasses:
         samples: Sequence[int],
         encode: Callable[[int], Representations],
         loss: Callable[[Representations, int], Tensor],
-        known: Collection[int],
     ) -> None:
         self._samples = samples
         self._encode = encode
         self._loss = loss
-        self._known = known
         self._kept: Representations | None = None  # with its graph, where there is one micro-batch alone
 
     def run(self, model: nn.Module, processes: Processes, accumulator: GradientAccumulator) -> None:
@@ -192,7 +189,7 @@ class TwoPasses:
                 "the loss of the whole batch depends on no representation that requires gradients; is the model "
                 "frozen, or does encode detach what it gives?"
             )
-        _check_reached(value, self._known, wanted)
+        _check_reached(value, {id(parameter) for parameter in accumulator.parameters}, wanted)
         if counted:
             accumulator.backward(value)
             return value.detach(), [leaf.grad for leaf in leaves]

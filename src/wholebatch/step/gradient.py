@@ -60,7 +60,7 @@ class GradientAccumulator:
         self._model = model
         self._engine = Flat(processes.current(group)) if engine is None else engine
         self.samples = 0
-        self._parameters: list[Tensor] = []
+        self.parameters: list[Tensor] = []
         self._sums: list[Tensor] = []
         self._weights: list[Divisor] = []
         self._report: weakref.ref[StepReport] | None = None
@@ -124,7 +124,7 @@ class GradientAccumulator:
         report = self._report() if self._report is not None else None
         if report is not None:
             report.settle()
-        self._parameters = parameters
+        self.parameters = parameters
         self._sums, self._weights, self.samples = [], [], 0
         self._scale = 1.0
         for parameter in parameters:
@@ -195,7 +195,7 @@ class GradientAccumulator:
         it does not add up. ``error`` is what went wrong on this process: every process raises then.
         """
         total = float(_total(self._weights) if weight is None else weight)
-        sums, samples, micro_batches, parameters = self._sums, self.samples, len(self._sums), self._parameters
+        sums, samples, micro_batches, parameters = self._sums, self.samples, len(self._sums), self.parameters
         self._sums, self._weights = [], []
         if self._engine.processes.size > 1:
             loss = float(torch.stack(sums).sum(dtype=torch.float64)) if sums else 0.0
@@ -227,7 +227,7 @@ class GradientAccumulator:
 
     def _blame(self, where: str) -> str:
         names = {id(p): name for name, p in self._model.named_parameters()}
-        for parameter in self._parameters:
+        for parameter in self.parameters:
             if parameter.grad is not None and not all_finite([parameter.grad]):
                 name = names.get(id(parameter), "a parameter of the loss")
                 break

@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from wholebatch.core import cuts, keys, processes, tree
+from wholebatch.core import cuts, processes, tree
 from wholebatch.core.errors import BatchError, InputError
 from wholebatch.step import losses
-from wholebatch.step.coupled import Replayed, TwoPasses, WholeBatchLoss
-from wholebatch.step.draws import Draws
 from wholebatch.step.engine import Engine
 from wholebatch.step.gradient import GradientAccumulator, check_clip_norm, check_held, check_nonfinite, check_optimizer
-from wholebatch.step.losses import targets_of
 from wholebatch.step.options import check_options, scheduler_of
 from wholebatch.step.over_processes import raise_together, same_start
-from wholebatch.step.promise import Promise
+from wholebatch.step.passes import Passes
 from wholebatch.step.report import StepReport
-from wholebatch.step.unkeyed import PowerIterations, layers_that_draw, unchanged_buffers
 from wholebatch.step.window import MicroBatches, with_last
 
 _UNKNOWN, _FAILED = -1, -2  # in place of a number of samples
@@ -100,17 +93,21 @@ class Step:
         self.calls = 0
         self.applied = 0
         self.skipped = 0
-        self.watch: Callable[..., None] | None = None
-        """Called with (output, *targets) of every micro-batch, the output detached; for metrics."""
         self._loss = losses.bind(loss)
         self._axis = batch_axis
         self._schedule = scheduler_of(schedule, optimizer)
         self._others = self._check_parameters()
-        self._device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self._groups = len(optimizer.param_groups)
-        self._draws = Draws(seed, self._device) if dropout == "keyed" else None
-        self._power = PowerIterations(model)
-        self._promise = Promise(model, says=self._processes.rank == 0)
+        self._passes = Passes(
+            model,
+            self._loss,
+            self._accumulator,
+            self._processes,
+            seed=seed,
+            keyed=dropout == "keyed",
+            precision=precision,
+            axis=batch_axis,
+        )
         self._half = any(p.dtype is torch.float16 for p in model.parameters())  # its sums are scaled alike everywhere
         same_start(self._processes, [*model.named_parameters(), *model.named_buffers(), *self._of_loss()])
 
@@ -133,9 +130,10 @@ class Step:
             self._others, self._groups = self._check_parameters(), len(self.optimizer.param_groups)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self._accumulator.begin(parameters + self._others if self._others else parameters, nominal)
+        self._passes.step = self.calls
         if error is None:
             marked = with_last(pieces) if self._looks_ahead else ((*piece, False) for piece in pieces)
-            _, error = self._attempt(lambda: self._run_all(marked, position, weight is None))
+            _, error = self._attempt(lambda: self._passes.run(marked, position, weight is None))
         self.calls += 1
         report = self._accumulator.finish(
             self.optimizer,
@@ -153,6 +151,15 @@ class Step:
             if self._schedule is not None:
                 self._schedule.step()
         return report
+
+    @property
+    def watch(self) -> Callable[..., None] | None:
+        """Called with (output, *targets) of every micro-batch, the output detached; for metrics."""
+        return self._passes.watch
+
+    @watch.setter
+    def watch(self, function: Callable[..., None] | None) -> None:
+        self._passes.watch = function
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the next step depends on, beside the model and the optimizer."""
@@ -192,7 +199,7 @@ class Step:
             if samples:
                 yield start, samples, batch
             return
-        for first, stop in cuts.bounds(samples, size, avoid_single=bool(self._promise.batch_norms)):
+        for first, stop in cuts.bounds(samples, size, avoid_single=bool(self._passes.promise.batch_norms)):
             yield start + first, stop - first, tree.cut(batch, first, stop, samples, self._axis)
 
     def _pieces_of_window(self, window: MicroBatches) -> Iterator[tuple[int, int, Any]]:
@@ -207,7 +214,7 @@ class Step:
 
     def _outside(self, pieces: MicroBatches) -> Iterator[Any]:
         """Ask for each piece under the caller's generators, which its loader may draw from."""
-        iterator, draws = None, self._draws
+        iterator, draws = None, self._passes.draws
         while True:
             running = draws.pause() if draws is not None else None
             iterator = iter(pieces) if iterator is None else iterator  # a loader draws its seed here
@@ -243,132 +250,6 @@ class Step:
             raise_together(self._processes, error)
         before = None if _UNKNOWN in counts else sum(counts[: self._processes.rank])
         return before if position is None else position, max(1, sum(count for count in counts if count > 0))
-
-    # a loss of the whole batch ------------------------------------------------------------------------
-
-    def _run_coupled(self, pieces: Iterator[tuple[int, int, Any, bool]], position: int | None) -> None:
-        draws, again = self._draws, Replayed(self._device)
-        if draws is not None:
-            draws.unplaced = position is None
-        with contextlib.nullcontext() if draws is None else draws:
-            window = list(pieces)
-
-            def encode(number: int) -> tuple[Tensor, ...]:
-                start, samples, piece, _ = window[number]
-                if draws is None:
-                    again.micro_batch(number)
-                else:
-                    draws.micro_batch(self.calls, (position or 0) + start, samples, twice=True)
-                    draws.probe = functools.partial(self._probe, piece, samples)
-                piece = self._begin(piece, start)
-                with self._autocast():
-                    return self._coupled.forward(self.model, piece)
-
-            known = {id(p) for group in self.optimizer.param_groups for p in group["params"]}.union(
-                map(id, self._others)
-            )
-            passes = TwoPasses([samples for _, samples, *_ in window], encode, self._of_whole, known)
-            passes.run(self.model, self._processes, self._accumulator)
-            if draws is not None:
-                draws.probe = None
-                if window and draws.unkeyed() and not self._promise.knows_of_draws():
-                    start, samples, piece, _ = window[-1]
-                    self._tell_draws(piece, (position or 0) + start, samples)
-
-    def _of_whole(self, representations: tuple[Tensor, ...], samples: int) -> Tensor:
-        """The loss, with draws of its own, alike on every process."""
-
-        def probe(first: int, stop: int) -> None:
-            less = stop <= samples
-            other = tree.cut(representations, first, stop, samples) if less else tree.double(representations)
-            with torch.no_grad(), self._autocast():
-                self._coupled.of_whole(other)
-
-        with Draws(keys.key(self.seed, "coupled"), self._device) as draws, self._autocast():
-            draws.micro_batch(self.calls, 0, samples, twice=True)
-            draws.probe = probe
-            return self._coupled.of_whole(representations)
-
-    # one micro-batch ------------------------------------------------------------------------------
-
-    def _run_all(self, pieces: Iterator[tuple[int, int, Any, bool]], position: int | None, weigh: bool) -> None:
-        if self._loss.coupled:
-            self._run_coupled(pieces, position)
-            return
-        if self._draws is None:
-            for start, samples, piece, last in pieces:
-                self._run(piece, start, samples, weigh, last)
-            return
-        self._draws.unplaced = position is None
-        with self._draws:
-            self._run_keyed(pieces, position or 0, weigh)
-
-    def _run_keyed(self, pieces: Iterator[tuple[int, int, Any, bool]], position: int, weigh: bool) -> None:
-        draws = self._draws
-        assert draws is not None
-        samples = start = 0
-        piece: Any = None
-        for start, samples, piece, last in pieces:
-            draws.micro_batch(self.calls, position + start, samples)
-            draws.probe = functools.partial(self._probe, piece, samples)
-            self._run(piece, start, samples, weigh, last)
-        draws.probe = None
-        if samples and draws.unkeyed() and not self._promise.knows_of_draws():  # the last micro-batch stands for all
-            self._tell_draws(piece, position + start, samples)
-
-    def _run(self, piece: Any, start: int, samples: int, weigh: bool, last: bool) -> None:
-        piece = self._begin(piece, start)
-        with self._autocast():
-            output = self._loss.forward(self.model, piece)
-            loss_sum, weight = self._loss.summed(output, piece, start, samples, weigh)
-        if self.watch is not None and self._loss.shows_output:
-            self.watch(tree.map_tensors(Tensor.detach, output), *targets_of(piece))
-        self._accumulator.add_sum(loss_sum, weight, samples, last)
-
-    def _begin(self, piece: Any, start: int) -> Any:
-        """The micro-batch on the model's device, and what has to be done before it runs."""
-        if self._promise.at_risk and (start or self._processes.size > 1):
-            self._promise.cut()
-        if self._power.vectors:
-            self._power.micro_batch(first=start == 0)
-        return piece if self._device.type == "cpu" else tree.to_device(piece, self._device)
-
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """A new one each time: a context of autocast that is entered again while it is open never closes."""
-        bf16 = self.precision == "bf16"
-        return torch.autocast(self._device.type, torch.bfloat16) if bf16 else contextlib.nullcontext()
-
-    def _probe(self, piece: Any, samples: int, first: int, stop: int) -> None:
-        """Run the model on the samples ``first … stop`` for what its keyed calls see; on two where there is one."""
-        less = stop <= samples
-        other = tree.cut(piece, first, stop, samples, self._axis) if less else tree.double(piece, self._axis)
-        if self._device.type != "cpu":
-            other = tree.to_device(other, self._device)
-        try:
-            with torch.no_grad(), self._autocast(), unchanged_buffers(self.model), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # reentrant checkpointing says that nothing needs gradients here
-                self._loss.forward(self.model, other)
-        finally:
-            torch.clear_autocast_cache()  # casts of weights made here know no gradients
-
-    def _tell_draws(self, piece: Any, position: int, samples: int) -> None:
-        draws = self._draws
-        assert draws is not None
-
-        def forward() -> None:
-            moved = tree.to_device(piece, self._device)
-            with self._autocast():
-                self._loss.summed(self._loss.forward(self.model, moved), moved, position, samples, False)
-
-        def mark() -> None:
-            draws.micro_batch(self.calls, position, samples)
-
-        names = layers_that_draw(self.model, forward, draws, mark) or ["the backward pass"]
-        self._promise.drawn(names)
-
-    @property
-    def _coupled(self) -> WholeBatchLoss:
-        return cast(WholeBatchLoss, self._loss)
 
     def _of_loss(self) -> list[tuple[str, Tensor]]:
         module = self._loss.module

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import wholebatch as wb
-from wholebatch.step import Step
+from wholebatch.step.passes import Passes
 
 LOSS = nn.CrossEntropyLoss()
 
@@ -182,13 +182,13 @@ def test_a_model_that_insists_on_float32() -> None:
 
 def test_a_step_that_is_wrong_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """The ranks really share the batch, and the micro-batches really are cut."""
-    right = Step._run
+    right = Passes._run
 
     def forgets(self: Any, piece: Any, start: int, *rest: Any) -> None:
         if start:
             right(self, piece, start, *rest)
 
-    monkeypatch.setattr(Step, "_run", forgets)
+    monkeypatch.setattr(Passes, "_run", forgets)
     check = verify(net(), micro_batches=[5])
     assert not any(case.ok for case in check.cases)
 

@@ -1,0 +1,184 @@
+"""The micro-batches of a step through model and loss: their draws, their device, their precision, what they break."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from wholebatch.core import keys, tree
+from wholebatch.core.processes import Processes
+from wholebatch.step.coupled import Replayed, TwoPasses, WholeBatchLoss
+from wholebatch.step.draws import Draws
+from wholebatch.step.gradient import GradientAccumulator
+from wholebatch.step.losses import LossCall, targets_of
+from wholebatch.step.promise import Promise
+from wholebatch.step.unkeyed import PowerIterations, layers_that_draw, unchanged_buffers
+
+Pieces = Iterator[tuple[int, int, Any, bool]]
+
+
+class Passes:
+    """Runs forward and backward of every micro-batch of a window.
+
+    ``step`` numbers the window, for its draws; ``watch`` is called with (output, *targets) of every micro-batch.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: LossCall,
+        accumulator: GradientAccumulator,
+        processes: Processes,
+        *,
+        seed: int,
+        keyed: bool,
+        precision: str,
+        axis: tree.Axis,
+    ) -> None:
+        self.model = model
+        self.seed = seed
+        self.precision = precision
+        self.step = 0
+        self.watch: Callable[..., None] | None = None
+        self._loss = loss
+        self._accumulator = accumulator
+        self._processes = processes
+        self._axis = axis
+        self._device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        self.draws = Draws(seed, self._device) if keyed else None
+        self._power = PowerIterations(model)
+        self.promise = Promise(model, says=processes.rank == 0)
+
+    def run(self, pieces: Pieces, position: int | None, weigh: bool) -> None:
+        """Run all micro-batches of a window: (start, samples, piece, whether it is the last) each.
+
+        Args:
+            pieces: of this process.
+            position: the first sample's place in the whole batch; None where it is not known.
+            weigh: whether the weight is counted here; it is known otherwise.
+        """
+        if self._loss.coupled:
+            self._run_coupled(pieces, position)
+            return
+        if self.draws is None:
+            for start, samples, piece, last in pieces:
+                self._run(piece, start, samples, weigh, last)
+            return
+        self.draws.unplaced = position is None
+        with self.draws:
+            self._run_keyed(pieces, position or 0, weigh)
+
+    def _run_keyed(self, pieces: Pieces, position: int, weigh: bool) -> None:
+        draws = self.draws
+        assert draws is not None
+        samples = start = 0
+        piece: Any = None
+        for start, samples, piece, last in pieces:
+            draws.micro_batch(self.step, position + start, samples)
+            draws.probe = functools.partial(self._probe, piece, samples)
+            self._run(piece, start, samples, weigh, last)
+        draws.probe = None
+        if samples and draws.unkeyed() and not self.promise.knows_of_draws():  # the last micro-batch stands for all
+            self._tell_draws(piece, position + start, samples)
+
+    def _run(self, piece: Any, start: int, samples: int, weigh: bool, last: bool) -> None:
+        piece = self._begin(piece, start)
+        with self._autocast():
+            output = self._loss.forward(self.model, piece)
+            loss_sum, weight = self._loss.summed(output, piece, start, samples, weigh)
+        if self.watch is not None and self._loss.shows_output:
+            self.watch(tree.map_tensors(Tensor.detach, output), *targets_of(piece))
+        self._accumulator.add_sum(loss_sum, weight, samples, last)
+
+    def _begin(self, piece: Any, start: int) -> Any:
+        """The micro-batch on the model's device, and what has to be done before it runs."""
+        if self.promise.at_risk and (start or self._processes.size > 1):
+            self.promise.cut()
+        if self._power.vectors:
+            self._power.micro_batch(first=start == 0)
+        return piece if self._device.type == "cpu" else tree.to_device(piece, self._device)
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """A new one each time: a context of autocast that is entered again while it is open never closes."""
+        bf16 = self.precision == "bf16"
+        return torch.autocast(self._device.type, torch.bfloat16) if bf16 else contextlib.nullcontext()
+
+    def _probe(self, piece: Any, samples: int, first: int, stop: int) -> None:
+        """Run the model on the samples ``first … stop`` for what its keyed calls see; on two where there is one."""
+        less = stop <= samples
+        other = tree.cut(piece, first, stop, samples, self._axis) if less else tree.double(piece, self._axis)
+        if self._device.type != "cpu":
+            other = tree.to_device(other, self._device)
+        try:
+            with torch.no_grad(), self._autocast(), unchanged_buffers(self.model), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # reentrant checkpointing says that nothing needs gradients here
+                self._loss.forward(self.model, other)
+        finally:
+            torch.clear_autocast_cache()  # casts of weights made here know no gradients
+
+    def _tell_draws(self, piece: Any, position: int, samples: int) -> None:
+        draws = self.draws
+        assert draws is not None
+
+        def forward() -> None:
+            moved = tree.to_device(piece, self._device)
+            with self._autocast():
+                self._loss.summed(self._loss.forward(self.model, moved), moved, position, samples, False)
+
+        def mark() -> None:
+            draws.micro_batch(self.step, position, samples)
+
+        names = layers_that_draw(self.model, forward, draws, mark) or ["the backward pass"]
+        self.promise.drawn(names)
+
+    # a loss of the whole batch ------------------------------------------------------------------------
+
+    def _run_coupled(self, pieces: Pieces, position: int | None) -> None:
+        draws, again = self.draws, Replayed(self._device)
+        if draws is not None:
+            draws.unplaced = position is None
+        with contextlib.nullcontext() if draws is None else draws:
+            window = list(pieces)
+
+            def encode(number: int) -> tuple[Tensor, ...]:
+                start, samples, piece, _ = window[number]
+                if draws is None:
+                    again.micro_batch(number)
+                else:
+                    draws.micro_batch(self.step, (position or 0) + start, samples, twice=True)
+                    draws.probe = functools.partial(self._probe, piece, samples)
+                piece = self._begin(piece, start)
+                with self._autocast():
+                    return self._coupled.forward(self.model, piece)
+
+            passes = TwoPasses([samples for _, samples, *_ in window], encode, self._of_whole)
+            passes.run(self.model, self._processes, self._accumulator)
+            if draws is not None:
+                draws.probe = None
+                if window and draws.unkeyed() and not self.promise.knows_of_draws():
+                    start, samples, piece, _ = window[-1]
+                    self._tell_draws(piece, (position or 0) + start, samples)
+
+    def _of_whole(self, representations: tuple[Tensor, ...], samples: int) -> Tensor:
+        """The loss, with draws of its own, alike on every process."""
+
+        def probe(first: int, stop: int) -> None:
+            less = stop <= samples
+            other = tree.cut(representations, first, stop, samples) if less else tree.double(representations)
+            with torch.no_grad(), self._autocast():
+                self._coupled.of_whole(other)
+
+        with Draws(keys.key(self.seed, "coupled"), self._device) as draws, self._autocast():
+            draws.micro_batch(self.step, 0, samples, twice=True)
+            draws.probe = probe
+            return self._coupled.of_whole(representations)
+
+    @property
+    def _coupled(self) -> WholeBatchLoss:
+        return cast(WholeBatchLoss, self._loss)
