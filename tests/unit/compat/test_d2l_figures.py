@@ -83,6 +83,14 @@ def test_a_single_number_is_the_lower_limit() -> None:
     assert (d2l.plt.gca().get_xlim()[0], d2l.plt.gca().get_ylim()) == (1, (0, 4))
 
 
+def test_what_is_drawn_after_a_plot_is_seen() -> None:
+    d2l.plot([1, 2, 3])
+    d2l.plt.scatter([9], [7])
+    axes = d2l.plt.gca()
+    assert axes.get_xlim()[1] > 9
+    assert axes.get_ylim()[1] > 7
+
+
 def test_labels_have_room_on_the_books_small_figures() -> None:
     animator = d2l.Animator(xlabel="epoch", ylabel="loss")
     animator.add(1, 0.5)

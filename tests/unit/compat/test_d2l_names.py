@@ -75,9 +75,7 @@ def test_a_name_that_is_not_covered_says_what_to_use() -> None:
     with pytest.raises(AttributeError, match=r"does not cover 'acuracy'; did you mean 'accuracy'\?; it has .*Animator"):
         _ = d2l.acuracy
     for name in ("Module", "HyperParameters", "add_to_class", "DataModule", "Trainer", "Classifier", "ProgressBoard"):
-        with pytest.raises(
-            AttributeError, match=rf"'{name}': the classes of the English .* torch\.nn\.Module .* train_ch6"
-        ):
+        with pytest.raises(AttributeError, match=rf"'{name}': the classes of the English .* train_ch6"):
             getattr(d2l, name)
     with pytest.raises(AttributeError, match="'transforms': import it by itself"):
         _ = d2l.transforms

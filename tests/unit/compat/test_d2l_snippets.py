@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from wholebatch.compat import d2l
 from wholebatch.core.errors import DataError
@@ -80,10 +81,10 @@ loss = nn.MSELoss(reduction='none')
 net = nn.Sequential(nn.Linear(4, 1, bias=False))
 train_iter = d2l.load_array((poly[:100], labels[:100].reshape(-1, 1)), 10)
 test_iter = d2l.load_array((poly[100:], labels[100:].reshape(-1, 1)), 10, is_train=False)
-trainer = torch.optim.SGD(net.parameters(), lr=0.01)
-animator = d2l.Animator(xlabel='epoch', ylabel='loss', yscale='log', xlim=[1, 200], ylim=[1e-3, 1e2],
+trainer = torch.optim.SGD(net.parameters(), lr=0.04)
+animator = d2l.Animator(xlabel='epoch', ylabel='loss', yscale='log', xlim=[1, 60], ylim=[1e-3, 1e2],
                         legend=['train', 'test'])
-for epoch in range(200):
+for epoch in range(60):
     d2l.train_epoch_ch3(net, train_iter, loss, trainer)
     if epoch == 0 or (epoch + 1) % 20 == 0:
         animator.add(epoch + 1, (d2l.evaluate_loss(net, train_iter, loss), d2l.evaluate_loss(net, test_iter, loss)))
@@ -185,6 +186,7 @@ one, two = train([d2l.try_gpu(0)]), train([d2l.cpu(), d2l.cpu()])
 
 def run(source: str) -> dict[str, Any]:
     """The names of a program after it ran, with the book's imports before it."""
+    torch.manual_seed(0)
     names: dict[str, Any] = {"__name__": "snippet"}
     header = "from wholebatch.compat import d2l\nimport torch\nfrom torch import nn\n"
     exec(compile(header + source, "snippet", "exec"), names)
@@ -207,13 +209,13 @@ def test_softmax_regression_from_scratch(book: Any) -> None:
 def test_polynomials() -> None:
     names = run(POLYNOMIAL)
     assert names["weights"] == [pytest.approx([5, 1.2, -3.4, 5.6], abs=0.35)]
-    assert names["animator"].Y[0][-1] < 0.1
-    assert names["animator"].X[1] == [1, *range(20, 201, 20)]
+    assert names["animator"].Y[0][-1] < 0.03
+    assert names["animator"].X[1] == [1, *range(20, 61, 20)]
 
 
 def test_training_with_schedules(book: Any, capsys: pytest.CaptureFixture[str]) -> None:
     names = run(SCHEDULED)
-    assert all(trained > 0.5 and tested > 0.5 for trained, tested in names["accuracies"])
+    assert all(trained > 0.35 and tested > 0.35 for trained, tested in names["accuracies"])
     factors = [0.3 * 0.9**k for k in range(1, 5)]
     assert names["rates"][0] == 0
     assert names["rates"][8:] == pytest.approx(factors)
@@ -293,7 +295,7 @@ def test_lenet_in_a_notebook(book: Any, tmp_path: Path, monkeypatch: pytest.Monk
     code = ["%matplotlib inline" + LENET, drawing, again, "d2l.plot([1, 2, 3])"]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(part) for part in code])
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
-    nbclient.NotebookClient(notebook, timeout=100, kernel_name="python3").execute()
+    nbclient.NotebookClient(notebook, timeout=100, kernel_name="python3", shutdown_kernel="immediate").execute()
     text, pictures = [], []
     for cell in notebook.cells:
         text.append("".join(output["text"] for output in cell.outputs if output.output_type == "stream"))
