@@ -42,9 +42,10 @@ class Timer:
         """
         if self._begun is None:
             raise InputError("the timer does not run; call start() before stop()")
-        self._laps.append((self._begun, self._now()))
+        lap: Any = (self._begun, self._now())
+        self._laps.append(_seconds(lap) if read else lap)
         self._begun = None
-        return self.times[-1] if read else None
+        return self._laps[-1] if read else None
 
     @property
     def times(self) -> list[float]:

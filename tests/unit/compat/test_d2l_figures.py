@@ -78,6 +78,19 @@ def test_limits_without_room_are_left_alone() -> None:
     assert axes.get_xgridlines()[0].get_visible()
 
 
+def test_a_single_number_is_the_lower_limit() -> None:
+    d2l.plot([1, 2, 3], xlim=1, ylim=(0, 4))
+    assert (d2l.plt.gca().get_xlim()[0], d2l.plt.gca().get_ylim()) == (1, (0, 4))
+
+
+def test_what_is_drawn_after_a_plot_is_seen() -> None:
+    d2l.plot([1, 2, 3])
+    d2l.plt.scatter([9], [7])
+    axes = d2l.plt.gca()
+    assert axes.get_xlim()[1] > 9
+    assert axes.get_ylim()[1] > 7
+
+
 def test_labels_have_room_on_the_books_small_figures() -> None:
     animator = d2l.Animator(xlabel="epoch", ylabel="loss")
     animator.add(1, 0.5)
@@ -126,6 +139,39 @@ def test_a_legend_with_a_name_twice_or_too_few_names() -> None:
         animator = d2l.Animator(legend=legend)
         animator.add(1, (1, 2, 3))
         assert [text.get_text() for text in animator.axes[0].get_legend().get_texts()] == shown
+
+
+def test_axes_that_were_cleared_get_their_lines_and_labels_again() -> None:
+    animator = d2l.Animator(xlabel="epoch", xlim=[0, 5], legend=["a", "b"])
+    animator.add(1, (2, 3))
+    animator.axes[0].cla()
+    animator.add(2, (4, 5))
+    axes = animator.axes[0]
+    assert drawn(axes) == [([1, 2], [2, 4]), ([1, 2], [3, 5])]
+    assert [line.get_linestyle() for line in axes.lines] == ["-", "--"]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["a", "b"]
+    assert (axes.get_xlabel(), axes.get_xlim()) == ("epoch", (0, 5))
+
+
+def test_a_derived_animator_that_draws_as_the_books_does() -> None:
+    class Own(d2l.Animator):
+        def add(self, x: float, y: list[float]) -> None:
+            self.X, self.Y = self.X or [[] for _ in y], self.Y or [[] for _ in y]
+            for place, value in enumerate(y):
+                self.X[place].append(x)
+                self.Y[place].append(value)
+            self.axes[0].cla()
+            for a, b, fmt in zip(self.X, self.Y, self.fmts, strict=False):
+                self.axes[0].plot(a, b, fmt)
+            self.config_axes()
+
+    animator = Own(xlabel="x", legend=["a", "b"])
+    for x in range(3):
+        animator.add(x, [x, 2 * x])
+    animator.fig.canvas.draw()
+    assert drawn(animator.axes[0]) == [([0, 1, 2], [0, 1, 2]), ([0, 1, 2], [0, 2, 4])]
+    assert [text.get_text() for text in animator.axes[0].get_legend().get_texts()] == ["a", "b"]
+    assert animator.axes[0].get_xlabel() == "x"
 
 
 def test_several_axes() -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import math
+import os
 
 import numpy as np
 import pytest
@@ -61,6 +61,12 @@ def test_the_aliases() -> None:
     assert d2l.matmul is torch.matmul
 
 
+def test_the_modules_that_the_book_reaches_through_the_package() -> None:
+    assert d2l.np is np
+    assert (d2l.torch, d2l.nn, d2l.F, d2l.data) == (torch, nn, nn.functional, torch.utils.data)
+    assert (d2l.math, d2l.os, d2l.time.__name__, d2l.Image.__name__) == (math, os, "time", "PIL.Image")
+
+
 def test_a_name_that_is_not_covered_says_what_to_use() -> None:
     with pytest.raises(AttributeError, match=r"does not cover 'Vocab': text and sequence models are not covered"):
         _ = d2l.Vocab
@@ -68,16 +74,14 @@ def test_a_name_that_is_not_covered_says_what_to_use() -> None:
         _ = d2l.DATA_HUB
     with pytest.raises(AttributeError, match=r"does not cover 'acuracy'; did you mean 'accuracy'\?; it has .*Animator"):
         _ = d2l.acuracy
+    for name in ("Module", "HyperParameters", "add_to_class", "DataModule", "Trainer", "Classifier", "ProgressBoard"):
+        with pytest.raises(AttributeError, match=rf"'{name}': the classes of the English .* train_ch6"):
+            getattr(d2l, name)
+    with pytest.raises(AttributeError, match="'transforms': import it by itself"):
+        _ = d2l.transforms
     assert not hasattr(d2l, "Trainer")
     with pytest.raises(ImportError):
         from wholebatch.compat.d2l import Trainer  # noqa: F401
-
-
-def test_nothing_is_drawn_or_loaded_for_it_at_import() -> None:
-    loaded = "[name for name in ('matplotlib', 'IPython') if name in sys.modules]"
-    code = f"import sys; from wholebatch.compat import d2l; print({loaded})"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
-    assert done.stdout == "[]\n"
 
 
 def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:

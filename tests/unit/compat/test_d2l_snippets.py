@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from wholebatch.compat import d2l
 from wholebatch.core.errors import DataError
@@ -80,10 +81,10 @@ loss = nn.MSELoss(reduction='none')
 net = nn.Sequential(nn.Linear(4, 1, bias=False))
 train_iter = d2l.load_array((poly[:100], labels[:100].reshape(-1, 1)), 10)
 test_iter = d2l.load_array((poly[100:], labels[100:].reshape(-1, 1)), 10, is_train=False)
-trainer = torch.optim.SGD(net.parameters(), lr=0.01)
-animator = d2l.Animator(xlabel='epoch', ylabel='loss', yscale='log', xlim=[1, 200], ylim=[1e-3, 1e2],
+trainer = torch.optim.SGD(net.parameters(), lr=0.04)
+animator = d2l.Animator(xlabel='epoch', ylabel='loss', yscale='log', xlim=[1, 60], ylim=[1e-3, 1e2],
                         legend=['train', 'test'])
-for epoch in range(200):
+for epoch in range(60):
     d2l.train_epoch_ch3(net, train_iter, loss, trainer)
     if epoch == 0 or (epoch + 1) % 20 == 0:
         animator.add(epoch + 1, (d2l.evaluate_loss(net, train_iter, loss), d2l.evaluate_loss(net, test_iter, loss)))
@@ -185,6 +186,7 @@ one, two = train([d2l.try_gpu(0)]), train([d2l.cpu(), d2l.cpu()])
 
 def run(source: str) -> dict[str, Any]:
     """The names of a program after it ran, with the book's imports before it."""
+    torch.manual_seed(0)
     names: dict[str, Any] = {"__name__": "snippet"}
     header = "from wholebatch.compat import d2l\nimport torch\nfrom torch import nn\n"
     exec(compile(header + source, "snippet", "exec"), names)
@@ -207,13 +209,13 @@ def test_softmax_regression_from_scratch(book: Any) -> None:
 def test_polynomials() -> None:
     names = run(POLYNOMIAL)
     assert names["weights"] == [pytest.approx([5, 1.2, -3.4, 5.6], abs=0.35)]
-    assert names["animator"].Y[0][-1] < 0.1
-    assert names["animator"].X[1] == [1, *range(20, 201, 20)]
+    assert names["animator"].Y[0][-1] < 0.03
+    assert names["animator"].X[1] == [1, *range(20, 61, 20)]
 
 
 def test_training_with_schedules(book: Any, capsys: pytest.CaptureFixture[str]) -> None:
     names = run(SCHEDULED)
-    assert all(trained > 0.5 and tested > 0.5 for trained, tested in names["accuracies"])
+    assert all(trained > 0.35 and tested > 0.35 for trained, tested in names["accuracies"])
     factors = [0.3 * 0.9**k for k in range(1, 5)]
     assert names["rates"][0] == 0
     assert names["rates"][8:] == pytest.approx(factors)
@@ -229,42 +231,58 @@ def test_two_devices_give_what_one_gives(book: Any, capsys: pytest.CaptureFixtur
     assert "on [device(type='cpu'), device(type='cpu')]" in capsys.readouterr().out
 
 
-def environment(**more: str) -> dict[str, str]:
-    """The environment without a display."""
-    kept = {
-        name: value for name, value in os.environ.items() if name not in ("DISPLAY", "WAYLAND_DISPLAY", "MPLBACKEND")
-    }
-    return {**kept, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **more}
+FORKS = """
+import os, runpy, signal, sys, traceback, warnings
+import torch, torch._dynamo  # it takes seconds to load them, so both programs share them
+for backend, out, errors in zip(sys.argv[1:3], map(int, sys.argv[3::2]), map(int, sys.argv[4::2])):
+    if not os.fork():
+        signal.alarm(90)
+        os.environ.update({'MPLBACKEND': backend} if backend else {})
+        sys.stdout, sys.stderr, sys.path[:0] = open(out, 'w'), open(errors, 'w'), ['']
+        warnings.simplefilter('error')
+        try:
+            runpy.run_path('lenet.py', run_name='__main__')
+        except BaseException:
+            traceback.print_exc()
+        sys.stdout.flush(), sys.stderr.flush(), os._exit(0)
+    os.wait()
+"""
 
 
-def test_lenet_over_a_pipe_where_the_backend_needs_a_display(book: Any) -> None:
-    Path("lenet.py").write_text(LENET)
-    program = [sys.executable, "-W", "error", "lenet.py"]
-    done = subprocess.run(program, capture_output=True, text=True, timeout=100, env=environment(MPLBACKEND="tkagg"))
-    assert done.returncode == 0, done.stderr
-    assert re.fullmatch("training on cpu\n" + LAST, done.stdout)
-    assert done.stderr == ""
-    assert Path("lenet.png").read_bytes()[:4] == b"\x89PNG"
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals are POSIX's")
-def test_lenet_in_a_terminal_without_a_display(book: Any) -> None:
-    import pty
-
-    Path("lenet.py").write_text(LENET)
-    ours, theirs = pty.openpty()
-    program = subprocess.Popen([sys.executable, "lenet.py"], stdout=theirs, stderr=theirs, env=environment())
-    os.close(theirs)
+def read_all(end: int) -> str:
+    """What is left in a pipe or a pseudo-terminal whose other side is closed."""
     said = b""
     try:
-        while piece := os.read(ours, 4096):
+        while piece := os.read(end, 4096):
             said += piece
-    except OSError:  # Linux's way to say that the other side is closed
+    except OSError:  # Linux's way to say of a terminal that the other side is closed
         pass
-    finally:
-        os.close(ours)
-    assert program.wait(timeout=100) == 0, said
-    assert re.fullmatch("training on cpu\r\n" + LAST, said.decode())
+    os.close(end)
+    return said.decode()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="forks and pseudo-terminals are POSIX's")
+def test_lenet_without_a_display_over_a_pipe_and_in_a_terminal(book: Any) -> None:
+    """Over the pipe, also where the backend asked for needs a display. Nothing is drawn or loaded for it at import."""
+    import pty
+
+    loaded = "import sys; assert not {'matplotlib', 'IPython'} & set(sys.modules); from wholebatch.compat import d2l\n"
+    nothing = "assert not {'matplotlib', 'IPython'} & set(sys.modules)\n"
+    Path("lenet.py").write_text(loaded + nothing + LENET)
+    ends = [os.pipe(), os.pipe(), pty.openpty()]
+    pipe, errors, terminal = (theirs for _, theirs in ends)
+    program = [sys.executable, "-c", FORKS, "tkagg", "", *map(str, (pipe, errors, terminal, terminal))]
+    kept = {name: os.environ[name] for name in os.environ if name not in ("DISPLAY", "WAYLAND_DISPLAY", "MPLBACKEND")}
+    kept["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    done = subprocess.run(program, timeout=100, env=kept, pass_fds=(pipe, errors, terminal), capture_output=True)
+    for theirs in (pipe, errors, terminal):
+        os.close(theirs)
+    over_pipe, errors_of_pipe, in_terminal = (read_all(ours) for ours, _ in ends)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert errors_of_pipe == ""
+    assert re.fullmatch("training on cpu\n" + LAST, over_pipe)
+    assert re.fullmatch("training on cpu\r\n" + LAST, in_terminal)
+    assert Path("lenet.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_lenet_in_a_notebook(book: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,7 +295,7 @@ def test_lenet_in_a_notebook(book: Any, tmp_path: Path, monkeypatch: pytest.Monk
     code = ["%matplotlib inline" + LENET, drawing, again, "d2l.plot([1, 2, 3])"]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(part) for part in code])
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
-    nbclient.NotebookClient(notebook, timeout=100, kernel_name="python3").execute()
+    nbclient.NotebookClient(notebook, timeout=100, kernel_name="python3", shutdown_kernel="immediate").execute()
     text, pictures = [], []
     for cell in notebook.cells:
         text.append("".join(output["text"] for output in cell.outputs if output.output_type == "stream"))

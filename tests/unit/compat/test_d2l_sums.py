@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import time
 import weakref
 
 import pytest
@@ -38,6 +39,25 @@ def test_a_wrong_number_of_values_is_not_dropped() -> None:
     assert metric.data == [0.0, 0.0]
 
 
+def test_the_sums_may_be_set_also_by_a_class_that_was_derived() -> None:
+    metric = d2l.Accumulator(2)
+    metric.data = [1.0, 2]
+    metric.add(0.5, 1)
+    assert metric.data == [1.5, 3.0]
+
+    class Own(d2l.Accumulator):
+        def __init__(self, n: int) -> None:
+            self.data = [0.0] * n
+
+        def add(self, *args: float) -> None:
+            self.data = [a + float(b) for a, b in zip(self.data, args, strict=True)]
+
+    own = Own(2)
+    own.add(1, 2.5)
+    own.add(1, 2.5)
+    assert (own.data, own[1]) == ([2.0, 5.0], 5.0)
+
+
 def test_no_graph_stays_alive() -> None:
     metric = d2l.Accumulator(1)
     weights = torch.ones(3, requires_grad=True)
@@ -65,6 +85,33 @@ def test_the_timer_runs_from_its_construction() -> None:
     assert timer.sum() == pytest.approx(first + second + third, rel=1e-12)
     assert timer.avg() == pytest.approx(timer.sum() / 3, rel=1e-12)
     assert timer.cumsum() == pytest.approx([first, first + second, timer.sum()], rel=1e-12)
+
+
+def test_times_are_a_list_that_may_be_changed() -> None:
+    timer = d2l.Timer()
+    timer.times.append(2.0)
+    assert timer.sum() == 2.0
+    timer.times = []
+    assert timer.stop() == timer.sum()
+    timer.times.clear()
+    assert timer.cumsum() == []
+
+
+@pytest.mark.parametrize("make", [d2l.Timer, wb.Timer])
+def test_a_stop_costs_the_same_however_many_there_were(make: type[wb.Timer]) -> None:
+    timer = make()
+
+    def seconds(count: int) -> float:
+        begun = time.thread_time()
+        for _ in range(count):
+            timer.start()
+            timer.stop()
+        return time.thread_time() - begun
+
+    first = min(seconds(100) for _ in range(3))
+    seconds(3_000)
+    later = min(seconds(100) for _ in range(3))
+    assert later < 10 * first  # reading all times at every stop makes it a hundred times as much
 
 
 def test_the_factor_scheduler_decays_with_every_call() -> None:

@@ -320,6 +320,7 @@ def test_accuracy_counts_as_a_float() -> None:
     scores = torch.tensor([[0.1, 0.3, 0.6], [0.3, 0.2, 0.5]])
     count = d2l.accuracy(scores, torch.tensor([0, 2]))
     assert (type(count), count) == (float, 1.0)
+    assert d2l.accuracy(scores, torch.tensor([2, 2])) == 2.0
     assert d2l.accuracy(torch.tensor([0, 2, 2]), torch.tensor([0, 1, 2])) == 2.0
     assert d2l.accuracy(torch.tensor([[0.0], [1.0], [1.0]]), torch.tensor([1, 1, 1])) == 2.0
     assert d2l.accuracy(torch.zeros(300, 3), torch.zeros(300, dtype=torch.uint8)) == 300.0

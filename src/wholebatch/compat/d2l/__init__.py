@@ -24,7 +24,7 @@ from wholebatch.compat.d2l.fashion import get_dataloader_workers, get_fashion_mn
 from wholebatch.compat.d2l.figures import plot, pyplot, set_axes, set_figsize, show_images, use_svg_display
 from wholebatch.compat.d2l.layers import Residual, resnet18
 from wholebatch.compat.d2l.linear import grad_clipping, linreg, load_array, sgd, squared_loss, synthetic_data
-from wholebatch.compat.d2l.names import ALIASES, INSTEAD, METHODS, method, numpy
+from wholebatch.compat.d2l.names import ALIASES, INSTEAD, METHODS, MODULES, method, numpy
 from wholebatch.compat.d2l.schedulers import CosineScheduler, FactorScheduler, MultiFactorScheduler, SquareRootScheduler
 from wholebatch.compat.d2l.timer import Timer
 from wholebatch.compat.d2l.training import (
@@ -79,14 +79,14 @@ __all__ = [
     "try_gpu",
     "use_svg_display",
 ]
-__all__ += ["Image", "plt", *ALIASES, *METHODS]
+__all__ += ["plt", *ALIASES, *METHODS, *MODULES]
 
 
 def __getattr__(name: str) -> Any:
     if name == "plt":
         return pyplot()
-    if name == "Image":
-        return import_module("PIL.Image")
+    if name in MODULES:
+        return import_module(MODULES[name])
     if name in ALIASES:
         return getattr(torch, ALIASES[name])
     if name in METHODS:

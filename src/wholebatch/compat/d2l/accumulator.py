@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, overload
 
 from wholebatch import sums
+from wholebatch.sums.total import Total
 
 
 class Accumulator(sums.Accumulator):
@@ -26,8 +27,16 @@ class Accumulator(sums.Accumulator):
 
     @property
     def data(self) -> list[float]:
-        """The sums, as a list; the host waits for the device."""
+        """The sums, as a list, which may be set anew; the host waits for the device."""
         return list(self)
+
+    @data.setter
+    def data(self, values: Iterable[float]) -> None:
+        self._totals = []
+        for value in values:
+            total = Total()
+            total.add(value)
+            self._totals.append(total)
 
     @overload
     def __getitem__(self, entry: int | str) -> float: ...

@@ -58,7 +58,8 @@ class Animator:
         self.X: list[list[Any]] | None = None
         self.Y: list[list[Any]] | None = None
         self.fmts = fmts
-        set_axes(self._axes[0], xlabel, ylabel, xlim, ylim, xscale, yscale, None)
+        self._settings = (xlabel, ylabel, xlim, ylim, xscale, yscale)
+        self.config_axes()
         make_room(self._axes[0])
         draw = self._fig.draw
 
@@ -67,6 +68,10 @@ class Animator:
             draw(renderer)
 
         self._fig.draw = draw_all
+
+    def config_axes(self) -> None:
+        """Give the first axes their labels, scales, limits and grid, and a legend to the lines there are."""
+        set_axes(self._axes[0], *self._settings, self._legend if self._axes[0].lines else None)
 
     @property
     def fig(self) -> Any:
@@ -111,9 +116,14 @@ class Animator:
 
     def _fill(self) -> None:
         """Give the lines all points there are."""
-        if self._drawn == self._points and self.X is not None and len(self._lines) == len(self.X):
+        if not self._points:  # or a derived class's own add draws them
             return
         first = self._axes[0]
+        if any(line.axes is None for line in self._lines):  # somebody has cleared the axes
+            self._lines, self._formats = [], formats(self.fmts)
+            self.config_axes()
+        if self._drawn == self._points and len(self._lines) == len(self.X or ()):
+            return
         for series, (x, y) in enumerate(zip(self.X or (), self.Y or (), strict=True)):
             if series == len(self._lines):
                 self._lines += first.plot([], [], next(self._formats))

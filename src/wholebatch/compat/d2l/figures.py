@@ -58,7 +58,7 @@ def set_axes(
     axes.set_xscale(xscale)
     axes.set_yscale(yscale)
     for limits, set_limits in ((xlim, axes.set_xlim), (ylim, axes.set_ylim)):
-        if limits is not None and limits[0] != limits[1]:  # [1, num_epochs] after a single epoch
+        if limits is not None and (np.ndim(limits) == 0 or limits[0] != limits[1]):  # [1, num_epochs] after one epoch
             set_limits(limits)
     if legend:
         axes.legend(legend)

@@ -1,4 +1,4 @@
-"""d2l's ``Timer``: the native one, which may be stopped more than once."""
+"""d2l's ``Timer``: the native one, with a plain list of times."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ class Timer(timer.Timer):
     """Records times; it runs from its construction, and ``stop`` may be called again without ``start``.
 
     :class:`wholebatch.Timer` on the host's clock. As in the book every ``stop`` records the time since the last
-    ``start``.
+    ``start``, and ``times`` is a list that may be changed.
 
     >>> clock = Timer()
     >>> clock.stop() < clock.stop(), len(clock.times)
@@ -19,9 +19,16 @@ class Timer(timer.Timer):
     def __init__(self) -> None:
         super().__init__("cpu")
 
-    def stop(self, read: bool = True) -> float | None:
+    @property
+    def times(self) -> list[float]:
+        """All recorded times, in seconds."""
+        return self._laps
+
+    @times.setter
+    def times(self, given: list[float]) -> None:
+        self._laps = given
+
+    def stop(self, read: bool = True) -> float:
         """Record the time since the last ``start`` and return it in seconds."""
-        begun = self._begun
-        seconds = super().stop(read)
-        self._begun = begun
-        return seconds
+        self._laps.append(self._now() - self._begun)
+        return float(self._laps[-1])
