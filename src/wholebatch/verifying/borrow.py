@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wholebatch.step.draws import NAMES
+from wholebatch.step.draws import NAMES, OFF
 
 # Layers that draw or that normalise over the batch: they stay in evaluation mode whatever the loop says.
 _STILL = (nn.modules.batchnorm._BatchNorm, nn.RReLU, nn.modules.dropout._DropoutNd)
@@ -134,7 +134,7 @@ class _Still:
 
 @contextmanager
 def no_dropout() -> Iterator[None]:
-    """The dropout functions of ``torch.nn.functional`` give back what they are given."""
+    """The dropout functions of ``torch.nn.functional`` give back what they are given, inside of our own step too."""
     functions = vars(F)
     originals = {name: functions[name] for name in NAMES}
     attention = originals["scaled_dot_product_attention"]
@@ -152,11 +152,15 @@ def _as_it_is(input: Tensor, *_: Any, **__: Any) -> Tensor:
     return input
 
 
+setattr(_as_it_is, OFF, True)
+
+
 def _without_dropout(attention: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def still(query: Tensor, key: Tensor, value: Tensor, attn_mask: Any = None, dropout_p: float = 0.0, *rest: Any,
               **options: Any) -> Tensor:  # fmt: skip
         return attention(query, key, value, attn_mask, 0.0, *rest, **options)
 
+    setattr(still, OFF, True)
     return still
 
 

@@ -807,3 +807,21 @@ def test_an_output_that_takes_no_table_stops_nothing(broken: str, monkeypatch: p
     monkeypatch.setattr(sys, "stdout", stream)
     assert wb.check_step(right, net(), window(), LOSS).ok
     assert broken == "closed" or b"?1.00" in raw.getvalue()
+
+
+class ByFunction(nn.Module):
+    """Dropout by torch's functions, not by layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.dropout(self.first(x), 0.5, self.training).unsqueeze(1).unfold(2, 4, 4)
+        x = F.scaled_dot_product_attention(x, x, x, dropout_p=0.5 * self.training)
+        return self.last(x.flatten(1))
+
+
+@pytest.mark.parametrize("loop", [right, with_step, with_accumulator], ids=lambda v: v.__name__)
+def test_dropout_by_function_is_off_in_every_loop(loop: Any) -> None:
+    assert check(loop, model=ByFunction(), strict=True).ok
