@@ -825,3 +825,68 @@ class ByFunction(nn.Module):
 @pytest.mark.parametrize("loop", [right, with_step, with_accumulator], ids=lambda v: v.__name__)
 def test_dropout_by_function_is_off_in_every_loop(loop: Any) -> None:
     assert check(loop, model=ByFunction(), strict=True).ok
+
+
+# what mistakes are called, and which labels are masked ---------------------------------------------------------------
+
+
+def divided_twice(model: nn.Module, batches: Pairs) -> None:
+    """By the loop, and by an engine whose backward divides as well."""
+    optimizer = SGD(model.parameters(), lr=0.1)
+    for x, y in batches:
+        (F.cross_entropy(model(x), y) / len(batches) / len(batches)).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def test_a_division_by_two_is_named() -> None:
+    case = check(divided_twice).cases[0]
+    assert case.factor == pytest.approx(1 / 4)
+    assert "divided by the number of micro-batches (4) twice" in case.meaning
+
+
+def test_a_forgotten_zero_grad_is_named_beside_another_mistake() -> None:
+    def take_step(model: nn.Module, batches: Pairs) -> None:
+        for x, y in batches:
+            F.cross_entropy(model(x), y).backward()
+        SGD(model.parameters(), lr=0.1).step()
+
+    again = named(check(take_step), "the same window once more").meaning
+    assert "zero_grad is missing; besides, not divided by the number of micro-batches (4)" in again
+
+
+def test_whole_numbers_that_are_no_labels_are_not_masked() -> None:
+    def squares(model: nn.Module, batch: Any) -> Tensor:
+        return (model(batch[0])[:, 0] - batch[1]) ** 2
+
+    def take_step(model: nn.Module, batches: Pairs) -> None:
+        optimizer = SGD(model.parameters(), lr=0.1)
+        for x, y in batches:
+            assert -100 not in y
+            (squares(model, (x, y)).sum() / sum(len(b) for _, b in batches)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    names = [case.name for case in check(take_step, squares, strict=True).cases]
+    assert len(names) == 5
+    assert not any("masked" in name for name in names)
+
+
+def test_labels_that_are_a_view_are_masked_in_the_copy_alone() -> None:
+    batches = [(torch.randn(4, 8), torch.randint(0, 3, (2, 4)).t()[:, 0]) for _ in range(K)]
+    tokens = [(x, torch.stack([y, y, y]).t()) for x, y in batches]
+    assert not tokens[0][1].is_contiguous()
+    seen: list[int] = []
+
+    def losses(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
+        outputs = model(batch[0]).unsqueeze(2).expand(-1, -1, 3)
+        return F.cross_entropy(outputs, batch[1], reduction="none"), batch[1] != -100
+
+    def take_step(model: nn.Module, pieces: Pairs) -> None:
+        seen.append(sum(int((y == -100).sum()) for _, y in pieces))
+        wb.Step(model, SGD(model.parameters(), lr=0.1), losses)(wb.MicroBatches(pieces))
+
+    assert wb.check_step(take_step, net(), tokens, losses, strict=True, show=False).ok
+    assert seen[:5] == [0, 0, 0, 0, 0]
+    assert seen[5] > 10
+    assert not any(-100 in y for _, y in tokens)
