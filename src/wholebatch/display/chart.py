@@ -105,8 +105,11 @@ def thin(x: Floats, y: Floats, columns: int, low: float, high: float, scale: str
     ends = np.append(starts[1:], len(x)) - 1
     with np.errstate(invalid="ignore"):
         smallest, largest = np.fmin.reduceat(y, starts), np.fmax.reduceat(y, starts)
+    with np.errstate(invalid="ignore"):
+        falls = y[starts] > y[ends]  # the largest first then: a path that went to and fro would close a line's dashes
+    then, last = np.where(falls, largest, smallest), np.where(falls, smallest, largest)
     xs = np.stack([x[starts], x[starts], x[ends], x[ends]], axis=1).ravel()
-    return xs, np.stack([y[starts], smallest, largest, y[ends]], axis=1).ravel()
+    return xs, np.stack([y[starts], then, last, y[ends]], axis=1).ravel()
 
 
 def _runs(x: Floats, columns: int, low: float, high: float, scale: str) -> npt.NDArray[np.intp]:

@@ -89,6 +89,7 @@ def _lone(y: Any) -> Any:
 def dress(axes: Axes, panel: Panel) -> None:
     """The y axis, the grid and the edges."""
     axes.set_facecolor("white")
+    _leave_out_what_has_no_logarithm(axes, panel.yscale, "y")
     axes.set_yscale(panel.yscale)
     label = f"{panel.ylabel} (log scale)" if panel.yscale == "log" and panel.ylabel else panel.ylabel
     axes.set_ylabel(label, color=_INK, fontsize=10.5, parse_math=False)
@@ -102,10 +103,23 @@ def dress(axes: Axes, panel: Panel) -> None:
     axes.set_axisbelow(True)
 
 
+def _leave_out_what_has_no_logarithm(axes: Axes, scale: str, axis: str) -> None:
+    """Lines without any positive number are empty on a logarithmic axis; matplotlib warns of them otherwise."""
+    if scale != "log":
+        return
+    for line in axes.get_lines():
+        x, y = (np.asarray(values, dtype=np.float64) for values in line.get_data(orig=True))
+        shown = y if axis == "y" else x
+        if shown.size and not (shown > 0).any():
+            line.set_data(x[:0], y[:0])
+    axes.relim()
+
+
 def dress_x(axes: Axes, chart: Chart) -> None:
     """The x axis."""
     from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
+    _leave_out_what_has_no_logarithm(axes, chart.xscale, "x")
     axes.set_xscale(chart.xscale)
     axes.set_xlabel(chart.xlabel, color=_INK, fontsize=10.5, parse_math=False)
     if chart.xlim is not None:

@@ -18,6 +18,7 @@ from wholebatch.core.record import History, Record
 from wholebatch.core.url import Url, location
 
 NAME = "history.jsonl"
+_KINDS = ("step", "epoch")
 
 
 def encode(record: Record) -> bytes:
@@ -49,20 +50,23 @@ def decode(data: bytes, path: Path | Url) -> tuple[list[Record], int]:
     """Return the records in ``data`` and how many bytes of it they fill.
 
     Raises:
-        RunFolderError: a line that was written to its end is no JSON object.
+        RunFolderError: a line that was written to its end is no JSON object, or says no place in the run.
     """
     records, good = [], 0
     for place, line in enumerate(data.splitlines(keepends=True), start=1):
-        whole = line.endswith(b"\n")
+        whole, expected = line.endswith(b"\n"), "one JSON object a line"
         try:
             record = json.loads(line)
             if not isinstance(record, dict):
                 raise ValueError("not an object")
+            if record.get("kind") in _KINDS and not all(_is_place(record.get(name)) for name in ("step", "epoch")):
+                expected = "numbers as step and epoch of a record"
+                raise ValueError("no place")
         except ValueError:
             if whole and line.strip():
                 shown = line[:60].decode("utf-8", "replace").rstrip()
                 raise RunFolderError(
-                    f"{path}, line {place}: expected one JSON object a line, got {shown!r}; "
+                    f"{path}, line {place}: expected {expected}, got {shown!r}; "
                     "repair or remove that line, or start in another run folder"
                 ) from None
             if not whole:
@@ -71,6 +75,10 @@ def decode(data: bytes, path: Path | Url) -> tuple[list[Record], int]:
             records.append({key: math.nan if value is None else value for key, value in record.items()})
         good += len(line)
     return records, good
+
+
+def _is_place(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def read_history(path: str | os.PathLike[str] | Url) -> History:

@@ -20,6 +20,7 @@ from wholebatch.core import keys
 from wholebatch.core.errors import BatchError
 from wholebatch.step.dropout import keyed_functions
 
+OFF = "dropout_is_off"  # an attribute of a function in the place of a dropout that is to stay off in a step as well
 NAMES = (
     "dropout",
     "dropout1d",
@@ -85,6 +86,8 @@ class Draws:
         for name in NAMES:
             self._originals[name] = functions[name]
         for name, keyed in self._keyed.items():
+            if getattr(functions[name], OFF, False):
+                continue
             functions[name] = keyed  # one by one: update() may rebuild the module's dict, which slows every look-up
 
     def remember(self) -> None:

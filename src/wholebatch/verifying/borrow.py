@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wholebatch.step.draws import NAMES
+from wholebatch.step.draws import NAMES, OFF
 
 # Layers that draw or that normalise over the batch: they stay in evaluation mode whatever the loop says.
 _STILL = (nn.modules.batchnorm._BatchNorm, nn.RReLU, nn.modules.dropout._DropoutNd)
@@ -35,6 +35,8 @@ class Borrowed:
         self._model = model
         self._roots = [model, loss] if isinstance(loss, nn.Module) else [model]
         self._tensors = list({id(t): t for root in self._roots for t in _tensors(root)}.values())
+        self._dtypes: list[tuple[Tensor, torch.dtype]] = []
+        self._buffers: list[tuple[dict[str, Any], str, torch.dtype]] = []
 
     @contextmanager
     def lend(self, dtype: torch.dtype | None) -> Iterator[nn.Module]:
@@ -46,8 +48,12 @@ class Borrowed:
                 tensor.grad = None
                 floating = dtype is not None and data.is_floating_point()
                 tensor.data = data.to(dtype, copy=True) if floating else data.clone()
+            self._dtypes = [(tensor, tensor.dtype) for tensor, *_ in kept]
             given = self._copy()
-            for root in dict.fromkeys([*self._roots, given]):
+            roots = dict.fromkeys([*self._roots, given])
+            holders = [vars(module)["_buffers"] for root in roots for module in root.modules()]
+            self._buffers = [(b, name, t.dtype) for b in holders for name, t in b.items() if t is not None]
+            for root in roots:
                 keep_still(root)
             with no_dropout():
                 yield given
@@ -59,6 +65,17 @@ class Borrowed:
                 tensor.data = data
                 tensor.requires_grad_(requires)
                 tensor.grad = gradient
+
+    def restore_dtypes(self) -> None:
+        """Give what is lent the dtypes back that it was lent in, where a loop changed them; the values stay."""
+        for tensor, dtype in self._dtypes:
+            if tensor.dtype is not dtype:
+                gradient, tensor.grad = tensor.grad, None
+                tensor.data = tensor.data.to(dtype)
+                tensor.grad = None if gradient is None else gradient.to(dtype)
+        for buffers, name, dtype in self._buffers:  # which Module.to replaces by others
+            if buffers.get(name) is not None:
+                buffers[name] = buffers[name].to(dtype)
 
     def _copy(self) -> nn.Module:
         """A copy of the module around the same parameters and buffers; the model itself where it has no copy."""
@@ -117,7 +134,7 @@ class _Still:
 
 @contextmanager
 def no_dropout() -> Iterator[None]:
-    """The dropout functions of ``torch.nn.functional`` give back what they are given."""
+    """The dropout functions of ``torch.nn.functional`` give back what they are given, inside of our own step too."""
     functions = vars(F)
     originals = {name: functions[name] for name in NAMES}
     attention = originals["scaled_dot_product_attention"]
@@ -135,11 +152,15 @@ def _as_it_is(input: Tensor, *_: Any, **__: Any) -> Tensor:
     return input
 
 
+setattr(_as_it_is, OFF, True)
+
+
 def _without_dropout(attention: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def still(query: Tensor, key: Tensor, value: Tensor, attn_mask: Any = None, dropout_p: float = 0.0, *rest: Any,
               **options: Any) -> Tensor:  # fmt: skip
         return attention(query, key, value, attn_mask, 0.0, *rest, **options)
 
+    setattr(still, OFF, True)
     return still
 
 

@@ -81,7 +81,7 @@ def verify(
         cases += runs.cases(sizes, [count for count in processes if count > 1])
     check = StepCheck(cases, f"one step over {samples} samples, on a copy in {runs.dtype_name()}")
     if show:
-        print(check)
+        check.show()
     if strict and not check.ok:
         raise WrongStepError(f"this step depends on how the batch is cut\n{check}")
     return check

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass, field
+
+from wholebatch.display.output import Output
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,12 @@ class StepCheck:
         """The worst relative error; infinite where a gradient was not finite."""
         errors = [case.error for case in self.cases if not math.isnan(case.error)]
         return max(errors, default=0.0)
+
+    def show(self) -> None:
+        """Print the table; a stream that is closed, or that lacks its signs, is no reason to stop."""
+        output = Output(sys.stdout)
+        output.write(f"{self}\n")
+        output.flush()
 
     def __str__(self) -> str:
         width = max([len(case.name) for case in self.cases] + [len("case")])

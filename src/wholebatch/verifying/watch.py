@@ -1,7 +1,8 @@
 """What a loop's optimizer finds: the gradients at the moment of its step, whatever the learning rate.
 
 Torch calls global hooks before and after every ``Optimizer.step``. A step that is given a closure (Lightning's)
-computes its gradients inside, so that the closure is followed and the gradients are read after it.
+computes its gradients inside, so that the closure is followed and the gradients are read after it. An optimizer that
+takes the scale of a ``GradScaler`` finds gradients that it divides itself; that is done here too.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
@@ -22,7 +24,8 @@ class Watch:
     Attributes:
         found: the gradient of each parameter that was stepped, by its place, added up where it was stepped
             more than once; None where it had none.
-        steps: how often the parameter that was stepped most was stepped.
+        steps: how often the parameter that was stepped most was stepped with a gradient.
+        half: the half precision that some module of the window computed in, as under autocast; None where none did.
     """
 
     def __init__(self, parameters: Sequence[Tensor]) -> None:
@@ -31,6 +34,7 @@ class Watch:
         self._within: Optimizer | None = None
         self._kept: dict[int, tuple[Optimizer, Any, list[dict[str, Any]]]] = {}
         self.found: dict[int, Tensor | None] = {}
+        self.half: torch.dtype | None = None
         self._counts: dict[int, int] = {}
 
     @property
@@ -40,12 +44,13 @@ class Watch:
 
     def forget(self) -> None:
         """A new window begins."""
-        self.found, self._counts, self._within = {}, {}, None
+        self.found, self._counts, self._within, self.half = {}, {}, None, None
 
     def __enter__(self) -> Watch:
         self._handles = [
             register_optimizer_step_pre_hook(self._before),
             register_optimizer_step_post_hook(self._after),
+            register_module_forward_hook(self._look),
         ]
         return self
 
@@ -58,6 +63,10 @@ class Watch:
                 group.clear()
                 group.update(before)
 
+    def _look(self, module: nn.Module, args: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and output.dtype in (torch.bfloat16, torch.float16):
+            self.half = output.dtype
+
     def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         if self._within is not None or not any(id(parameter) in self._places for parameter in held):
@@ -66,9 +75,9 @@ class Watch:
         self._keep(optimizer)
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if closure is None:
-            self._record(held)
+            self._record(optimizer, held)
             return None
-        followed = self._followed(closure, held)
+        followed = self._followed(closure, optimizer, held)
         if "closure" in kwargs:
             return args, {**kwargs, "closure": followed}
         return (args[0], followed, *args[2:]), kwargs
@@ -84,7 +93,7 @@ class Watch:
             self._kept[id(optimizer)] = optimizer, optimizer.state, groups
             optimizer.state = defaultdict(dict)
 
-    def _followed(self, closure: Callable[[], Any], held: list[Tensor]) -> Callable[[], Any]:
+    def _followed(self, closure: Callable[[], Any], optimizer: Optimizer, held: list[Tensor]) -> Callable[[], Any]:
         calls = 0
 
         def following() -> Any:
@@ -92,20 +101,23 @@ class Watch:
             value = closure()
             calls += 1
             if calls == 1:  # an optimizer that evaluates several times begins where the weights still are
-                self._record(held)
+                self._record(optimizer, held)
             return value
 
         return following
 
-    def _record(self, held: list[Tensor]) -> None:
+    def _record(self, optimizer: Optimizer, held: list[Tensor]) -> None:
+        scale = getattr(optimizer, "grad_scale", None)  # set by GradScaler.step where the optimizer unscales by itself
         for parameter in held:
             place = self._places.get(id(parameter))
             if place is None:
                 continue
             gradient = None if parameter.grad is None else dense(parameter.grad)
+            if gradient is not None and scale is not None:
+                gradient /= float(scale)
             before = self.found.get(place)
             self.found[place] = gradient if before is None else before if gradient is None else before + gradient
-            self._counts[place] = self._counts.get(place, 0) + 1
+            self._counts[place] = self._counts.get(place, 0) + (gradient is not None)
 
 
 def dense(gradient: Tensor) -> Tensor:

@@ -58,6 +58,14 @@ def test_nan_is_passed_over_beside_values_and_kept_alone():
     assert np.isnan(few_y[(few_x > 5_000) & (few_x < 6_000)]).all()
 
 
+@pytest.mark.parametrize("slope", [1.0, -1.0])
+def test_a_thin_line_goes_to_and_fro_no_more_than_the_line(slope):
+    """A path that did would be longer than what is seen, so that the gaps of a dashed line close."""
+    x = np.arange(100_000.0)
+    _, few = thin(x, slope * x, 100, 0.0, 1e5)
+    assert np.abs(np.diff(few)).sum() == 99_999
+
+
 def test_bounds_are_never_one_number():
     assert bounds([], "linear", None) == (0.0, 1.0)
     assert bounds([], "log", None) == (1.0, 10.0)

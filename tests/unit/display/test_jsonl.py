@@ -109,6 +109,16 @@ def test_a_damaged_line_in_the_middle_is_an_error(tmp_path):
     assert (tmp_path / NAME).read_text().count("\n") == 3  # untouched
 
 
+@pytest.mark.parametrize("place", ['"a"', "null", "[1]", "NaN"])
+@pytest.mark.parametrize("name", ["step", "epoch"])
+def test_a_record_without_its_place_is_an_error(tmp_path, name, place):
+    record = {"kind": "epoch", "split": "train", "step": 3, "epoch": 1, "loss": 1.0}
+    line = json.dumps(record).replace(f'"{name}": {record[name]}', f'"{name}": {place}')
+    (tmp_path / NAME).write_text(f"{json.dumps(record)}\n{line}\n")
+    with pytest.raises(RunFolderError, match=r"line 2: expected numbers as step and epoch of a record, got"):
+        read_history(tmp_path)
+
+
 def test_no_history(tmp_path):
     with pytest.raises(RunFolderError, match=r"no history can be read from .*: No such file"):
         read_history(tmp_path)

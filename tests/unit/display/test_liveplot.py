@@ -142,14 +142,14 @@ def test_an_end_without_anything_new_draws_nothing(drawn, tmp_path):
 
 def test_a_million_points_take_linear_time_and_bounded_drawing(tmp_path):
     def seconds(count):
-        values = [float(number % 1000) for number in range(count)]
         plot = wb.LivePlot("step", "loss", path=tmp_path / "a.png", every=0.05)
         began = time.thread_time()
-        for number, value in enumerate(values):
-            plot.add(number, value)
+        for number in range(count):
+            plot.add(number, 0.5)
         plot.close()
+        took = time.thread_time() - began
         assert len(plot.points("line 1")[0]) == count
-        return time.thread_time() - began
+        return took
 
     seconds(1_000)  # matplotlib is imported
     small, large = seconds(100_000), seconds(1_000_000)

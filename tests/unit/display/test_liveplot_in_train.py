@@ -25,13 +25,13 @@ def _train(plot, epochs=2, **options):
 
 
 def test_a_run_folder_gets_a_picture(tmp_path):
-    _train(wb.LivePlot(), run_dir=tmp_path / "run", display=False)
+    _train(wb.LivePlot(), epochs=1, run_dir=tmp_path / "run", display=False)
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert names == {"checkpoints", "curves.png", "curves.svg", "history.jsonl", "live.png"}
 
 
 def test_a_path_goes_before_the_run_folder(tmp_path):
-    _train(wb.LivePlot(path=tmp_path / "a.svg"), run_dir=tmp_path / "run", display=False)
+    _train(wb.LivePlot(path=tmp_path / "a.svg"), epochs=1, run_dir=tmp_path / "run", display=False)
     assert (tmp_path / "a.svg").exists()
     assert not (tmp_path / "run" / "live.png").exists()
 
@@ -44,10 +44,10 @@ def test_without_either_nothing_is_written(tmp_path, monkeypatch, capsys):
 
 
 def test_a_run_that_goes_on_is_drawn_whole(tmp_path):
-    _train(wb.LivePlot(), run_dir=tmp_path / "run", display=False)
+    _train(wb.LivePlot(), epochs=1, run_dir=tmp_path / "run", display=False)
     plot = wb.LivePlot()
-    _train(plot, epochs=4, run_dir=tmp_path / "run", resume=True, display=False)
-    assert plot.chart().panels[0].lines[0].x.tolist() == [1, 2, 3, 4]
+    _train(plot, run_dir=tmp_path / "run", resume=True, display=False)
+    assert plot.chart().panels[0].lines[0].x.tolist() == [1, 2]
 
 
 def test_a_run_that_was_overtaken_writes_no_picture(tmp_path, capsys):

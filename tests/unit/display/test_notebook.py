@@ -40,7 +40,7 @@ CELLS = {
     "train": (
         "model = wb.models.build('mlp', num_classes=10, in_channels=1, image_size=8, seed=0)\n"
         "history = wb.train(model, wb.data.digits('train'), loss=torch.nn.CrossEntropyLoss(), display=False,\n"
-        "    optimizer=lambda p: torch.optim.Adam(p, lr=3e-3), epochs=3, observers=[wb.LivePlot()])"
+        "    optimizer=lambda p: torch.optim.SGD(p, lr=0.1), epochs=2, observers=[wb.LivePlot()])"
     ),
     "not closed": "short = wb.LivePlot()\nfor i in range(50): short.add(i, 0.5)",
     "closed at once": "with wb.LivePlot() as whole:\n    for i in range(50): whole.add(i, 0.5)",

@@ -135,3 +135,12 @@ def test_no_figure_is_kept_and_no_display_needed():
 def test_mistakes(arguments, options, words):
     with pytest.raises((wb.InputError, wb.InputTypeError), match=words):
         wb.plot(*arguments, **options)
+
+
+@pytest.mark.parametrize("scales", [{"yscale": "log"}, {"xscale": "log"}, {"xscale": "log", "yscale": "log"}])
+def test_a_logarithmic_axis_without_anything_above_0_is_empty_and_warns_of_nothing(scales):
+    figure = wb.plot([-1, -2, -3], [[-1, -2, -3], [0, 0, 0]], "x", "y", ["a", "b"], **scales)
+    figure.canvas.draw()
+    assert not any(line.get_xdata().size for line in figure.axes[0].get_lines())
+    few = wb.plot([1, 2, 3], [[-1, -2, -3], [0, 10, 20]], **scales)
+    assert [line.get_xdata().size for line in few.axes[0].get_lines()] == ([0, 3] if "yscale" in scales else [3, 3])

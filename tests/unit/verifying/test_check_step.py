@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import io
 import random
 import re
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -703,3 +705,188 @@ def test_data_that_are_not_finite_are_said() -> None:
     batches[0][0][0, 0] = float("nan")
     with pytest.raises(wb.InputError, match="not finite"):
         wb.check_step(right, net(), batches, LOSS, show=False)
+
+
+# half precision, scaled gradients, several steps ---------------------------------------------------------------------
+
+
+class Float32(nn.Module):
+    """A model that insists on float32, so that autocast finds something to do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = net()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x.float())
+
+
+def under_autocast(model: nn.Module, batches: Pairs, count: int | None = None) -> None:
+    optimizer = SGD(model.parameters(), lr=0.1)
+    count = count or sum(int((y != -100).sum()) for _, y in batches)
+    for x, y in batches:
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = F.cross_entropy(model(x), y, reduction="sum") / count
+        loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def test_a_right_loop_under_autocast_is_not_accused() -> None:
+    result = check(under_autocast, model=Float32())
+    assert result.ok
+    assert 1e-3 < result.error < 5e-2
+    assert "the loop computes in bfloat16" in str(result)
+    assert not check(lambda model, batches: under_autocast(model, batches, 16), model=Float32()).ok
+    assert "computes in" not in str(check(right, model=Float32()))
+
+
+def test_a_loop_that_turns_the_model_into_half_precision_is_compared() -> None:
+    def turned(model: nn.Module, batches: Pairs) -> None:
+        model.bfloat16()
+        right(model, [(x.bfloat16(), y) for x, y in batches])
+
+    model = net()
+    result = check(turned, model=model)
+    assert result.ok
+    assert all(t.dtype in (torch.float32, torch.int64) for t in model.state_dict().values())
+
+
+@pytest.mark.parametrize("fused", [False, True])  # which divides the gradients inside of step
+def test_gradients_that_a_scaler_scaled_are_compared_as_the_optimizer_uses_them(fused: bool) -> None:
+    def take_step(model: nn.Module, batches: Pairs) -> None:
+        optimizer = AdamW(model.parameters(), fused=fused)
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+        count = sum(int((y != -100).sum()) for _, y in batches)
+        for x, y in batches:
+            scaler.scale(F.cross_entropy(model(x), y, reduction="sum") / count).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+
+    assert check(take_step).error < 1e-14
+
+
+def test_several_small_steps_are_no_step_of_the_whole() -> None:
+    """Their gradients add up to the exact one where the weights hardly move; an optimizer with memory sees four."""
+
+    def take_step(model: nn.Module, batches: Pairs) -> None:
+        optimizer = SGD(model.parameters(), lr=0.0)
+        count = sum(int((y != -100).sum()) for _, y in batches)
+        for x, y in batches:
+            (F.cross_entropy(model(x), y, reduction="sum") / count).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    result = check(take_step)
+    assert result.error < 1e-14
+    assert not result.ok
+    assert "stepped 4 times in one window" in result.cases[0].meaning
+
+
+def test_a_step_that_finds_no_gradient_is_none() -> None:
+    def take_step(model: nn.Module, batches: Pairs) -> None:
+        right(model, batches)
+        SGD(model.parameters(), lr=0.1).step()
+
+    assert check(take_step, strict=True).ok
+
+
+def test_a_model_in_float64_with_data_in_float32() -> None:
+    def doubles(model: nn.Module, batches: Pairs) -> None:
+        right(model, [(x.double(), y) for x, y in batches])
+
+    assert check(doubles, model=net(torch.float64)).ok
+
+
+@pytest.mark.parametrize("broken", ["encoding", "closed"])
+def test_an_output_that_takes_no_table_stops_nothing(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.TextIOWrapper(raw := io.BytesIO(), encoding="ascii", write_through=True)
+    if broken == "closed":
+        stream.close()
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert wb.check_step(right, net(), window(), LOSS).ok
+    assert broken == "closed" or b"?1.00" in raw.getvalue()
+
+
+class ByFunction(nn.Module):
+    """Dropout by torch's functions, not by layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.dropout(self.first(x), 0.5, self.training).unsqueeze(1).unfold(2, 4, 4)
+        x = F.scaled_dot_product_attention(x, x, x, dropout_p=0.5 * self.training)
+        return self.last(x.flatten(1))
+
+
+@pytest.mark.parametrize("loop", [right, with_step, with_accumulator], ids=lambda v: v.__name__)
+def test_dropout_by_function_is_off_in_every_loop(loop: Any) -> None:
+    assert check(loop, model=ByFunction(), strict=True).ok
+
+
+# what mistakes are called, and which labels are masked ---------------------------------------------------------------
+
+
+def divided_twice(model: nn.Module, batches: Pairs) -> None:
+    """By the loop, and by an engine whose backward divides as well."""
+    optimizer = SGD(model.parameters(), lr=0.1)
+    for x, y in batches:
+        (F.cross_entropy(model(x), y) / len(batches) / len(batches)).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def test_a_division_by_two_is_named() -> None:
+    case = check(divided_twice).cases[0]
+    assert case.factor == pytest.approx(1 / 4)
+    assert "divided by the number of micro-batches (4) twice" in case.meaning
+
+
+def test_a_forgotten_zero_grad_is_named_beside_another_mistake() -> None:
+    def take_step(model: nn.Module, batches: Pairs) -> None:
+        for x, y in batches:
+            F.cross_entropy(model(x), y).backward()
+        SGD(model.parameters(), lr=0.1).step()
+
+    again = named(check(take_step), "the same window once more").meaning
+    assert "zero_grad is missing; besides, not divided by the number of micro-batches (4)" in again
+
+
+def test_whole_numbers_that_are_no_labels_are_not_masked() -> None:
+    def squares(model: nn.Module, batch: Any) -> Tensor:
+        return (model(batch[0])[:, 0] - batch[1]) ** 2
+
+    def take_step(model: nn.Module, batches: Pairs) -> None:
+        optimizer = SGD(model.parameters(), lr=0.1)
+        for x, y in batches:
+            assert -100 not in y
+            (squares(model, (x, y)).sum() / sum(len(b) for _, b in batches)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    names = [case.name for case in check(take_step, squares, strict=True).cases]
+    assert len(names) == 5
+    assert not any("masked" in name for name in names)
+
+
+def test_labels_that_are_a_view_are_masked_in_the_copy_alone() -> None:
+    batches = [(torch.randn(4, 8), torch.randint(0, 3, (2, 4)).t()[:, 0]) for _ in range(K)]
+    tokens = [(x, torch.stack([y, y, y]).t()) for x, y in batches]
+    assert not tokens[0][1].is_contiguous()
+    seen: list[int] = []
+
+    def losses(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
+        outputs = model(batch[0]).unsqueeze(2).expand(-1, -1, 3)
+        return F.cross_entropy(outputs, batch[1], reduction="none"), batch[1] != -100
+
+    def take_step(model: nn.Module, pieces: Pairs) -> None:
+        seen.append(sum(int((y == -100).sum()) for _, y in pieces))
+        wb.Step(model, SGD(model.parameters(), lr=0.1), losses)(wb.MicroBatches(pieces))
+
+    assert wb.check_step(take_step, net(), tokens, losses, strict=True, show=False).ok
+    assert seen[:5] == [0, 0, 0, 0, 0]
+    assert seen[5] > 10
+    assert not any(-100 in y for _, y in tokens)

@@ -62,3 +62,22 @@ def test_gradients_are_on_where_they_are_outside() -> None:
     assert in_turn(2, lambda rank: torch.is_grad_enabled()) == [True, True]
     with torch.no_grad():
         assert in_turn(2, lambda rank: torch.is_grad_enabled()) == [False, False]
+
+
+def test_a_rank_that_ends_before_a_collective_is_said() -> None:
+    def work(rank: Rank) -> None:
+        if rank.rank != 1:
+            rank.exchange(0)
+
+    with pytest.raises(RuntimeError, match="rank 0 waits at its collective 1 for a rank that has ended"):
+        in_turn(3, work)
+
+
+def test_what_is_gathered_is_everyones_own() -> None:
+    def work(rank: Rank) -> list[list[int]]:
+        mine = [rank.rank]
+        everyones = rank.gather(mine)
+        mine.append(99)
+        return everyones
+
+    assert in_turn(2, work) == [[[0], [1]]] * 2

@@ -206,3 +206,59 @@ def test_mistakes_of_the_batch_are_the_step_s_own() -> None:
         verify(net(), data=(torch.zeros(3, 8), torch.zeros(4)))
     with pytest.raises(wb.LossError):
         verify(net(), data=(torch.zeros(3, 8), torch.zeros(3, 7)))
+
+
+def test_the_parts_of_ranks_are_uneven_and_are_cut_as_well() -> None:
+    seen: list[int] = []
+
+    def notes(model: nn.Module, given: Any) -> Tensor:
+        seen.append(len(given[1]))
+        return unreduced(model, given)
+
+    check = verify(net(), notes, micro_batches=[], processes=(1, 3))
+    assert [case.name for case in check.cases] == ["at once, against torch's backward", "3 processes (in turn)"]
+    assert sorted(seen[-6:]) == [1, 1, 2, 2, 3, 4]  # parts of 7, 3 and 3
+
+
+def test_more_ranks_than_samples_are_left_out() -> None:
+    names = [case.name for case in verify(net(), data=batch(2)).cases]
+    assert names[-1] == "2 processes (in turn)"
+
+
+def test_a_loss_with_weights_of_its_own_is_left_as_it_was() -> None:
+    loss = nn.CrossEntropyLoss(weight=torch.tensor([0.2, 1.0, 3.0]))
+    assert verify(net(), loss).ok
+    assert loss.weight is not None
+    assert loss.weight.dtype is torch.float32
+
+
+class Root(nn.Module):
+    """Draws by function and mixes samples, in its own forward."""
+
+    def __init__(self, shift: float) -> None:
+        super().__init__()
+        self.first, self.shift = net(), shift
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs = self.first(F.dropout(x, 0.5, self.training))
+        return outputs - self.shift * outputs.mean(0)
+
+
+def test_dropout_by_function_is_off_where_layers_are_compared() -> None:
+    assert verify(Root(0.0)).ok
+    assert "the model (Root) makes a sample's output depend" in meanings(verify(Root(1.0))).pop()
+
+
+def test_an_error_of_a_millionth_is_one() -> None:
+    check = verify(Root(1e-6), micro_batches=[5])
+    assert 1e-12 < check.error < 1e-4
+    assert [case.ok for case in check.cases] == [True, False, False, False]
+
+
+@pytest.mark.filterwarnings("ignore:something else")
+def test_a_warning_about_something_else_is_no_cause() -> None:
+    def warns(model: nn.Module, given: Any) -> Tensor:
+        warnings.warn("something else", stacklevel=1)
+        return unreduced(model, given)
+
+    assert all("Centred" in text for text in meanings(verify(net(Centred()), warns)))
