@@ -6,11 +6,12 @@ name. So a file of that name is one that was tried.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,14 +67,18 @@ def export(run: Opened, folder: Path) -> Iterator[Exported]:
     batches = [_batch(run, size) for size in _SIZES]
     with _written(folder, WEIGHTS) as file:
         metadata = {"model": run.settings.model.name, "inputs": json.dumps(json.loads(run.inputs.to_json()))}
+        mode = file.stat().st_mode
         safetensors.save_model(model, str(file), metadata=metadata)
+        file.chmod(mode)  # it makes files that only their owner may read
         again = make_model(run.settings, len(run.inputs.classes), run.inputs.shape).eval()
         _forget(again)
         safetensors.load_model(again, str(file))
         weights = _compared(folder, WEIGHTS, file, model, again, batches)
     yield weights
     with _written(folder, PROGRAM) as file:
-        torch.export.save(_traced(run, model, batches[0]), file)
+        buffer = io.BytesIO()
+        torch.export.save(_traced(run, model, batches[0]), buffer)
+        file.write_bytes(buffer.getvalue())
         program = _compared(folder, PROGRAM, file, model, torch.export.load(file).module(), batches)
     yield program
     try:
@@ -132,14 +137,16 @@ def _written(folder: Path, name: str) -> Iterator[Path]:
     temporary = folder / f".{os.getpid()}.{name}"  # torch.export looks at the ending
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
         yield temporary
         os.replace(temporary, folder / name)
-    except OSError as error:
+    except (OSError, module("safetensors").SafetensorError) as error:
         raise _unwritable(folder, error) from error
     finally:
-        temporary.unlink(missing_ok=True) if folder.is_dir() else None
+        with suppress(OSError):
+            temporary.unlink()
 
 
-def _unwritable(folder: Path, error: OSError) -> RunFolderError:
-    reason = error.strerror or str(error)
+def _unwritable(folder: Path, error: Exception) -> RunFolderError:
+    reason = getattr(error, "strerror", None) or str(error)
     return RunFolderError(f"cannot write into the folder {str(folder)!r}: {reason}; choose another with -o FOLDER")
