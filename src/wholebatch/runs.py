@@ -22,7 +22,7 @@ from wholebatch.core.url import Url, location
 from wholebatch.data import BatchLoader, Compose
 from wholebatch.display import RunFolder, choose
 from wholebatch.trained.inputs import NAME, inputs_of
-from wholebatch.trained.opening import test_loader
+from wholebatch.trained.opening import evaluation_loader
 
 
 def train_recipe(
@@ -81,7 +81,7 @@ def _train(
         bitwise=settings.bitwise,
         precision=settings.precision,
         clip_norm=settings.clip_norm,
-        eval_data=test_loader(settings, parts),
+        eval_data=evaluation_loader(settings, parts),
         seed=settings.seed,
         device=settings.device,
         parallel={"data": settings.parallel.data, "engine": settings.parallel.engine},

@@ -17,7 +17,7 @@ from wholebatch.core.url import Url
 from wholebatch.display.confusion import confusion_picture
 from wholebatch.sums import Accuracy
 from wholebatch.sums.tally import MOST_CLASSES
-from wholebatch.trained.opening import device_of, opened_with_data, test_loader
+from wholebatch.trained.opening import device_of, evaluation_loader, opened_with_data
 from wholebatch.trained.writing import put
 
 TOP_5_FROM = 10  # classes; with fewer, five guesses are half of all answers
@@ -108,7 +108,7 @@ def evaluate(folder: Path | Url, overrides: Sequence[str] = ()) -> Evaluation:
     accuracy = Accuracy(parts.num_classes, ignore_index=ignored, topk=(1, 5) if enough else (1,))
     found = api.evaluate(
         parts.model,
-        test_loader(settings, parts),
+        evaluation_loader(settings, parts),
         metrics={"accuracy": accuracy},
         loss=parts.loss,
         device=device_of(settings),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -47,7 +48,7 @@ def check() -> None:
     Raises:
         ConfigError: the extra ``export`` is not installed.
     """
-    module("safetensors.torch")
+    module("safetensors")
 
 
 def export(run: Opened, folder: Path) -> Iterator[Exported]:
@@ -62,6 +63,7 @@ def export(run: Opened, folder: Path) -> Iterator[Exported]:
         InputError: the model cannot be exported, or a file gives other outputs; there is no file of that name then.
         RunFolderError: a file cannot be written.
     """
+    check()
     safetensors = module("safetensors.torch")
     model = run.model.to("cpu").eval()
     batches = [_batch(run, size) for size in _SIZES]
@@ -119,16 +121,22 @@ def _compared(
     Raises:
         InputError: it is too large.
     """
-    difference = 0.0
     with torch.no_grad():
-        for batch in batches:
-            expected, got = model(batch), loaded(batch)
-            if not torch.equal(expected, got):
-                scale = float(expected.abs().max()) or 1.0
-                difference = max(difference, float((expected - got).abs().max()) / scale)
+        difference = max((_difference(model(batch), loaded(batch)) for batch in batches), key=_nan_is_largest)
     if not difference <= _LARGEST:
         raise InputError(f"{name}, loaded back, gives outputs that differ by {difference:.1e}; it was not kept")
     return Exported(str(folder / name), file.stat().st_size, difference)
+
+
+def _difference(expected: Tensor, got: Tensor) -> float:
+    """Relative to the largest output; NaN where one of them has a NaN that the other has not."""
+    if torch.allclose(expected, got, rtol=0, atol=0, equal_nan=True):
+        return 0.0
+    return float((expected - got).abs().max()) / (float(expected.abs().max()) or 1.0)
+
+
+def _nan_is_largest(value: float) -> float:
+    return math.inf if math.isnan(value) else value
 
 
 @contextmanager

@@ -74,7 +74,7 @@ def fill(model: nn.Module, folder: Path | Url, settings: Config) -> None:
         raise RunFolderError(f"the run {folder} does not fit the model {settings.model.name}: {reason}") from error
 
 
-def test_loader(settings: Config, parts: Parts) -> BatchLoader:
+def evaluation_loader(settings: Config, parts: Parts) -> BatchLoader:
     """Return the test data, as many at once as training has."""
     size = settings.resolved_micro_batch()
     at_once = settings.batch_size if size == "auto" else int(size)
