@@ -14,6 +14,7 @@ import wholebatch as wb
 from wholebatch import config, runs
 from wholebatch.display import read_history
 from wholebatch.trained.evaluation import evaluate
+from wholebatch.trained.opening import evaluation_loader
 
 FEW = {"epochs": "2", "batch_size": "512", "micro_batch": "128"}
 
@@ -235,4 +236,4 @@ def test_a_file_where_the_folder_of_runs_should_be(in_tmp):
 @pytest.mark.parametrize(("words", "at_once"), [([], 128), (["micro_batch=auto"], 512)])
 def test_the_test_data_come_no_more_at_once_than_in_training(words, at_once):
     given = settings(*words)
-    assert runs._test_loader(given, runs.build(given)).batch_size == at_once
+    assert evaluation_loader(given, runs.build(given)).batch_size == at_once

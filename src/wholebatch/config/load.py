@@ -51,7 +51,8 @@ def load(
     layers = [normalise(read_file(path), str(path)) for path in files]
     layers.append(command_line([parse_override(text) for text in overrides], "command line"))
     sources = [*map(str, files), "command line"]
-    chosen = _named("recipe", recipe, layers) or DEFAULT
+    said = _named("recipe", recipe, layers)
+    chosen = DEFAULT if said is None else said
     base = f"recipe {chosen}"
     first, names = [normalise(read_yaml(recipe_text(chosen), base), base)], [base]
     over = _named("preset", preset, layers)
