@@ -17,6 +17,7 @@ from wholebatch.config import transforms
 from wholebatch.config.build_data import as_pictures, check_data, datasets, first_image, training_data
 from wholebatch.config.schema import Config
 from wholebatch.core.errors import ConfigError, InputError, nearest
+from wholebatch.core.processes import Alone
 from wholebatch.data.registry import classes_of
 
 LOSSES: Mapping[str, type[nn.Module]] = MappingProxyType({"cross_entropy": nn.CrossEntropyLoss})
@@ -172,7 +173,8 @@ def _model(config: Config, dataset: Any, classes: tuple[str, ...], transform: da
 
 def _check_fits(config: Config, model: nn.Module, dataset: Any, classes: int, transform: data.Transform | None) -> None:
     """Show the model two images, as they come to it, before anything is written."""
-    images, *_ = next(iter(data.BatchLoader(dataset, 2, shuffle=False, transform=transform or data.Compose())))
+    chosen = transform or data.Compose()
+    images, *_ = next(iter(data.BatchLoader(dataset, 2, shuffle=False, transform=chosen, group=Alone())))
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             output = model.eval()(images)

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from wholebatch import api
+from wholebatch import api, parallel
 from wholebatch.core.errors import RunFolderError
 from wholebatch.core.url import Url
 from wholebatch.display.confusion import confusion_picture
@@ -102,6 +102,7 @@ def evaluate(folder: Path | Url, overrides: Sequence[str] = ()) -> Evaluation:
     Raises:
         RunFolderError: the folder is no run, or its checkpoints are missing, damaged, or of another model.
     """
+    parallel.init()  # before a loader is made, which gives each process its part
     settings, parts = opened_with_data(folder, overrides)
     enough = parts.num_classes >= TOP_5_FROM
     ignored = getattr(parts.loss, "ignore_index", None)
