@@ -1,4 +1,4 @@
-"""A run of a configuration: its folder, its training, the promise shown at its end, and evaluating it again."""
+"""A run of a configuration: its folder, its training, and the promise shown at its end."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from datetime import datetime
 from pathlib import Path
 from typing import TextIO
 
-from wholebatch import api, config, loop, parallel, saved
-from wholebatch.checkpoint import load_plain_state, taken_by_earlier_world
+from wholebatch import api, config, loop, parallel
+from wholebatch.checkpoint import taken_by_earlier_world
 from wholebatch.config.build import Parts, build
 from wholebatch.config.schema import Config
 from wholebatch.core import launched
-from wholebatch.core.errors import InputError, RunFolderError
+from wholebatch.core.errors import DataError, InputError, RunFolderError
 from wholebatch.core.record import History, Observer
 from wholebatch.core.url import Url, location
 from wholebatch.data import BatchLoader, Compose
 from wholebatch.display import RunFolder, choose
+from wholebatch.trained.inputs import NAME, inputs_of
+from wholebatch.trained.opening import evaluation_loader
 
 
 def train_recipe(
@@ -47,6 +49,8 @@ def train_recipe(
         parts = build(settings)
         settings = replace(settings, data=replace(settings.data, normalize=parts.normalize))  # as it was computed
         texts = {"config.yaml": config.to_yaml(settings)}
+        with suppress(DataError):  # no images; the model can be used with such data alone
+            texts[NAME] = inputs_of(parts).to_json()
         kept = RunFolder(folder, texts=texts, resume=goes_on, say=display.message)
         last = loop.LastStep(parts.model)
         try:
@@ -77,7 +81,7 @@ def _train(
         bitwise=settings.bitwise,
         precision=settings.precision,
         clip_norm=settings.clip_norm,
-        eval_data=_test_loader(settings, parts),
+        eval_data=evaluation_loader(settings, parts),
         seed=settings.seed,
         device=settings.device,
         parallel={"data": settings.parallel.data, "engine": settings.parallel.engine},
@@ -95,25 +99,6 @@ def _how_to_go_on(folder: Path | Url) -> str:
     return f"saved; go on with: wholebatch train --resume {shlex.quote(str(folder))}"
 
 
-def evaluate_run(folder: Path | Url, overrides: list[str]) -> dict[str, float]:
-    """Return what the model of a run's newest checkpoint reaches on its test data.
-
-    Of a run that came to its end that is what its history says, to the last bit.
-
-    Raises:
-        RunFolderError: the folder is no run, or its checkpoints are missing, damaged, or of another model.
-    """
-    settings = config.load_run(folder, overrides)
-    parts = build(settings)
-    weights = saved.newest(folder)
-    try:
-        load_plain_state(parts.model, weights)
-    except (RuntimeError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split()[:40])
-        raise RunFolderError(f"the run {folder} does not fit the model {settings.model.name}: {reason}") from error
-    return api.evaluate(parts.model, _test_loader(settings, parts), loss=parts.loss, device=settings.device)
-
-
 def _train_loader(settings: Config, parts: Parts) -> BatchLoader:
     return BatchLoader(
         parts.train_data,
@@ -123,14 +108,6 @@ def _train_loader(settings: Config, parts: Parts) -> BatchLoader:
         mix=parts.mix,
         workers=settings.workers,
     )
-
-
-def _test_loader(settings: Config, parts: Parts) -> BatchLoader:
-    """The test data, as many at once as training has."""
-    size = settings.resolved_micro_batch()
-    at_once = settings.batch_size if size == "auto" else int(size)
-    transform = parts.test_transform or Compose()
-    return BatchLoader(parts.test_data, at_once, shuffle=False, transform=transform, workers=settings.workers)
 
 
 @contextmanager

@@ -47,7 +47,7 @@ def test_train_then_evaluate_through_a_pipe(environment, tmp_path):
 
     done = run(environment, tmp_path, "evaluate", str(folder))
     assert (done.returncode, done.stderr) == (0, "")
-    found = dict(line.split() for line in done.stdout.splitlines())
+    found = dict(line.split() for line in done.stdout.split("\n\n")[0].splitlines())
     assert found["accuracy"] == f"{records(tmp_path / folder)[-1]['accuracy']:.6g}"
     assert found["samples"] == "360"
 
@@ -111,7 +111,7 @@ def test_a_signal_in_the_middle_leaves_a_run_that_can_be_read(environment, tmp_p
     assert records(tmp_path / "run")[0]["epoch"] == 1
     assert (tmp_path / "run" / "curves.svg").read_bytes().rstrip().endswith(b"</svg>")
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
-        "config.yaml", "history.jsonl", "curves.png", "curves.svg", "checkpoints",
+        "config.yaml", "history.jsonl", "curves.png", "curves.svg", "checkpoints", "inputs.json",
     }  # fmt: skip
     if number == signal.SIGINT:  # the rest takes time, and is the same
         return

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import types
 import warnings
-from pathlib import Path
 
 import pytest
 
@@ -46,9 +45,6 @@ def runs(monkeypatch):
     stand_in = types.ModuleType("wholebatch.runs")
     stand_in.calls = []
     stand_in.train_recipe = lambda config, **rest: stand_in.calls.append(config)
-    stand_in.evaluate_run = lambda run, overrides: (
-        stand_in.calls.append((run, overrides)) or {"accuracy": 0.75, "loss": 0.125}
-    )
     monkeypatch.setitem(sys.modules, "wholebatch.runs", stand_in)
     monkeypatch.setattr(wholebatch, "runs", stand_in, raising=False)
     return stand_in
@@ -101,11 +97,6 @@ def test_recipe_settings_and_files_come_together(call, runs, in_tmp):
 def test_the_recipe_may_be_left_out_before_settings(call, runs):
     assert call("train", "seed=4")[0] == 0
     assert runs.calls[0].seed == 4
-
-
-def test_evaluate_prints_a_line_per_metric(call, runs):
-    assert call("evaluate", "runs/a", "batch_size=32") == (0, "accuracy 0.75\nloss 0.125\n", "")
-    assert runs.calls == [(Path("runs/a"), ["batch_size=32"])]
 
 
 def test_config_show_prints_what_can_be_given_back(call, in_tmp):

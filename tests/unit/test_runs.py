@@ -13,6 +13,8 @@ import torch
 import wholebatch as wb
 from wholebatch import config, runs
 from wholebatch.display import read_history
+from wholebatch.trained.evaluation import evaluate
+from wholebatch.trained.opening import evaluation_loader
 
 FEW = {"epochs": "2", "batch_size": "512", "micro_batch": "128"}
 
@@ -77,6 +79,7 @@ def test_a_run_leaves_its_folder(trained):
         "curves.png",
         "curves.svg",
         "history.jsonl",
+        "inputs.json",
     ]
     assert re.fullmatch(r"digits-\d{8}-\d{6}", folder.name)
     assert folder.parent.name == "runs"
@@ -95,9 +98,9 @@ def test_the_last_step_is_exact(trained):
 def test_evaluating_gives_what_the_history_says_to_the_last_bit(trained):
     history, _, folder = trained
     last = history.last("test")
-    found = runs.evaluate_run(folder, [])
+    found = evaluate(folder).values
     assert (found["accuracy"], found["loss"]) == (last["accuracy"], last["loss"])
-    assert runs.evaluate_run(folder, ["batch_size=100", "micro_batch=9"])["accuracy"] == last["accuracy"]
+    assert evaluate(folder, ["batch_size=100", "micro_batch=9"]).values["accuracy"] == last["accuracy"]
 
 
 STATES = [f"checkpoints/step-0000000{step}/state.pt" for step in (3, 6)]
@@ -116,11 +119,11 @@ def cut(path):
 def test_a_run_without_a_good_checkpoint_is_one_clear_error(trained, tmp_path, capsys, damage):
     folder = copy(trained[2], tmp_path / "run")
     damage(folder / STATES[1])
-    assert runs.evaluate_run(folder, [])["samples"] == 360
+    assert evaluate(folder).values["samples"] == 360
     assert "step-00000003 is used instead" in capsys.readouterr().err
     damage(folder / STATES[0])
     with pytest.raises(wb.RunFolderError, match="holds no good checkpoint; did its training begin"):
-        runs.evaluate_run(folder, [])
+        evaluate(folder)
 
 
 @pytest.mark.parametrize(
@@ -131,12 +134,12 @@ def test_a_damaged_configuration_is_one_clear_error(trained, tmp_path, damage, n
     folder = copy(trained[2], tmp_path / "run")
     damage(folder / "config.yaml")
     with pytest.raises(wb.InputError, match=named):
-        runs.evaluate_run(folder, [])
+        evaluate(folder)
 
 
 def test_weights_of_another_model_are_refused(trained):
     with pytest.raises(wb.RunFolderError, match="does not fit the model mlp"):
-        runs.evaluate_run(trained[2], ["model=mlp"])
+        evaluate(trained[2], ["model=mlp"])
 
 
 def test_a_run_that_is_over_is_gone_on_with_nothing_to_do(trained, tmp_path):
@@ -233,4 +236,4 @@ def test_a_file_where_the_folder_of_runs_should_be(in_tmp):
 @pytest.mark.parametrize(("words", "at_once"), [([], 128), (["micro_batch=auto"], 512)])
 def test_the_test_data_come_no_more_at_once_than_in_training(words, at_once):
     given = settings(*words)
-    assert runs._test_loader(given, runs.build(given)).batch_size == at_once
+    assert evaluation_loader(given, runs.build(given)).batch_size == at_once

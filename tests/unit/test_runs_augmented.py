@@ -12,6 +12,7 @@ from wholebatch import config, runs
 from wholebatch.config import build
 from wholebatch.core.errors import CheckpointError
 from wholebatch.data import ArrayDataset, channel_statistics, digits, registry
+from wholebatch.trained.evaluation import evaluate
 
 EVERY = [
     "data.augment.crop_padding=1",
@@ -51,7 +52,7 @@ def test_a_run_keeps_its_statistics_and_its_promise():
     assert difference, said
     assert 0 < float(difference[1]) < 1e-5
     last = history.last("test")
-    evaluated = runs.evaluate_run(Path("run"), [])
+    evaluated = evaluate(Path("run")).values
     assert (evaluated["loss"], evaluated["accuracy"]) == (last["loss"], last["accuracy"])
     assert "accuracy" not in history.last("train")
 
@@ -59,9 +60,9 @@ def test_a_run_keeps_its_statistics_and_its_promise():
 @pytest.mark.usefixtures("_bare_digits")
 def test_evaluating_asks_the_run_and_not_the_training_images(monkeypatch):
     train()
-    first = runs.evaluate_run(Path("run"), [])
+    first = evaluate(Path("run")).values
     monkeypatch.setattr(build.transforms.data, "channel_statistics", lambda dataset: pytest.fail("computed again"))
-    assert runs.evaluate_run(Path("run"), []) == first
+    assert evaluate(Path("run")).values == first
 
 
 @pytest.mark.usefixtures("_bare_digits")

@@ -100,7 +100,7 @@ def test_the_command_line(url, tmp_path, monkeypatch, capsys):
     assert {"config.yaml", "history.jsonl", "curves.png", "curves.svg"} <= set(Url(url).names())
     code, out, err = command("evaluate", url)
     assert (code, err) == (0, "")
-    found = dict(line.split() for line in out.splitlines())
+    found = dict(line.split() for line in out.split("\n\n")[0].splitlines())
     assert found["accuracy"] == f"{read_history(url).last('test')['accuracy']:.6g}"
     code, out, err = command("train", "--resume", url, "epochs=2")
     assert (code, err) == (0, "")

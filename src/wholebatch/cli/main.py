@@ -1,9 +1,9 @@
 """The command line: ``wholebatch train``, ``evaluate``, ``config``, ``data``.
 
 Exit codes: 0 done, or stopped in time by ``time_limit``; 1 a bug here (with its traceback), a NaN in the gradient,
-another process that failed, a reader who went away, or ``data check`` found something; 2 a mistake in what was asked,
-told in one line; 130
-interrupted (Ctrl-C); 143 terminated. With these two the run is saved.
+another process that failed, a reader who went away, ``data check`` found something, or ``predict`` could not read a
+file; 2 a mistake in what was asked, told in one line; 130 interrupted (Ctrl-C); 143 terminated. With these two the
+run is saved.
 
 Typer reads the words and gives back what to do; :func:`main` does it, so that an error of the training is never
 taken for one of the command line. Torch, matplotlib and OmegaConf are imported when there is something to do.

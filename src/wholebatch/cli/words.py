@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from wholebatch.core.errors import ConfigError
+from wholebatch.core.errors import ConfigError, RunFolderError
+from wholebatch.core.url import Url, location
 
 if TYPE_CHECKING:
     from wholebatch.config import Config
@@ -26,6 +27,23 @@ Files = Annotated[
     list[Path] | None,
     typer.Option("-c", "--config", metavar="FILE", help="A YAML file of settings; may be repeated, the last one wins."),
 ]
+Run = Annotated[str, typer.Argument(metavar="RUN", help="The folder of a run.")]
+Folder = Annotated[
+    str | None, typer.Option("-o", "--output", metavar="FOLDER", help="Where to write; the run's folder if not said.")
+]
+As_json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+def run_folder(verb: str, run: str) -> Path | Url:
+    """The folder that the first word after ``verb`` names.
+
+    Raises:
+        RunFolderError: it is a setting.
+    """
+    folder = location(run)
+    if "=" in run and not folder.exists():
+        raise RunFolderError(f"{verb} takes the folder of a run first, got {run!r}")
+    return folder
 
 
 def join(recipe: str | None, words: list[str] | None) -> list[str]:

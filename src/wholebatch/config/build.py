@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import Any
@@ -17,6 +17,7 @@ from wholebatch.config import transforms
 from wholebatch.config.build_data import as_pictures, check_data, datasets, first_image, training_data
 from wholebatch.config.schema import Config
 from wholebatch.core.errors import ConfigError, InputError, nearest
+from wholebatch.core.processes import Alone
 from wholebatch.data.registry import classes_of
 
 LOSSES: Mapping[str, type[nn.Module]] = MappingProxyType({"cross_entropy": nn.CrossEntropyLoss})
@@ -148,23 +149,32 @@ def _check_arguments(group: str, name: str, given: Iterable[str], known: Collect
             raise ConfigError(f"{group}.{argument}: {name} does not take it{hint}")
 
 
-def _model(config: Config, dataset: Any, classes: tuple[str, ...], transform: data.Transform | None) -> nn.Module:
-    """The model for the data's images, its weights from the seed."""
-    image = first_image(dataset)
-    known = dict(zip(_FROM_DATA, (len(classes), image.shape[0], image.shape[-1]), strict=True))
+def make_model(config: Config, num_classes: int, shape: Sequence[int]) -> nn.Module:
+    """Return the model for images of ``shape``, (C, H, W), its weights from the seed.
+
+    Raises:
+        ConfigError: an argument that the model refuses.
+    """
+    known = dict(zip(_FROM_DATA, (num_classes, shape[0], shape[-1]), strict=True))
     taken = models.options_of(config.model.name)
     options = {name: value for name, value in known.items() if taken is None or name in taken} | config.model.arguments
     try:
-        model = models.build(config.model.name, seed=config.seed, **options)
+        return models.build(config.model.name, seed=config.seed, **options)
     except InputError as error:
         raise ConfigError(f"model {error}") from error
+
+
+def _model(config: Config, dataset: Any, classes: tuple[str, ...], transform: data.Transform | None) -> nn.Module:
+    """The model for the data's images."""
+    model = make_model(config, len(classes), first_image(dataset).shape)
     _check_fits(config, model, dataset, len(classes), transform)
     return model
 
 
 def _check_fits(config: Config, model: nn.Module, dataset: Any, classes: int, transform: data.Transform | None) -> None:
     """Show the model two images, as they come to it, before anything is written."""
-    images, *_ = next(iter(data.BatchLoader(dataset, 2, shuffle=False, transform=transform or data.Compose())))
+    chosen = transform or data.Compose()
+    images, *_ = next(iter(data.BatchLoader(dataset, 2, shuffle=False, transform=chosen, group=Alone())))
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             output = model.eval()(images)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from wholebatch.config.check import check, expectation
 from wholebatch.config.layer import command_line, normalise, stack
-from wholebatch.config.recipe import DEFAULT, recipe_text
+from wholebatch.config.recipe import DEFAULT, preset_text, recipe_text
 from wholebatch.config.schema import Config, type_of
 from wholebatch.config.show import inline
 from wholebatch.config.source import parse_override, read_file, read_yaml
@@ -30,26 +30,51 @@ _WORDS = {
 }
 
 
-def load(recipe: str | None = None, *, files: Sequence[Path] = (), overrides: Sequence[str] = ()) -> Config:
-    """Return the configuration of a recipe, overridden by YAML files in order and then by ``key=value``.
+def load(
+    recipe: str | None = None,
+    *,
+    preset: str | None = None,
+    files: Sequence[Path] = (),
+    overrides: Sequence[str] = (),
+) -> Config:
+    """Return the configuration of a recipe, overridden by its preset, by YAML files in order and then by ``key=value``.
 
-    Without ``recipe`` the one that the overrides or the files name is taken, else digits.
+    Without ``recipe`` the one that the overrides or the files name is taken, else digits; likewise ``preset``, else
+    none.
 
     >>> load("digits", overrides=["batch_size=64", "optimizer=adamw"]).optimizer.name
     'adamw'
 
     Raises:
-        ConfigError: a file or recipe is missing, a key is unknown, a value is of another type or impossible.
+        ConfigError: a file, recipe or preset is missing, a key is unknown, a value is of another type or impossible.
     """
     layers = [normalise(read_file(path), str(path)) for path in files]
     layers.append(command_line([parse_override(text) for text in overrides], "command line"))
     sources = [*map(str, files), "command line"]
-    named = [str(layer["recipe"]) for layer in layers if "recipe" in layer]
-    if recipe is not None and "recipe" in layers[-1] and named[-1] != recipe:
-        raise ConfigError(f"the recipe is given twice, as {recipe!r} and recipe={named[-1]}; give it once")
-    chosen = recipe if recipe is not None else named[-1] if named else DEFAULT
-    base = normalise(read_yaml(recipe_text(chosen), f"recipe {chosen}"), f"recipe {chosen}")
-    return _checked([base, *layers, {"recipe": chosen}], [f"recipe {chosen}", *sources, "command line"])
+    said = _named("recipe", recipe, layers)
+    chosen = DEFAULT if said is None else said
+    base = f"recipe {chosen}"
+    first, names = [normalise(read_yaml(recipe_text(chosen), base), base)], [base]
+    over = _named("preset", preset, layers)
+    if over is not None:
+        names.append(f"preset {over} of {base}")
+        first.append(normalise(read_yaml(preset_text(chosen, over), names[-1]), names[-1]))
+    last = {"recipe": chosen, "preset": over}
+    return _checked([*first, *layers, last], [*names, *sources, "command line"])
+
+
+def _named(key: str, given: str | None, layers: Sequence[Mapping[str, Any]]) -> str | None:
+    """The recipe or the preset: what is given, or else what the last layer that speaks of it says.
+
+    Raises:
+        ConfigError: it is given, and the command line says another one.
+    """
+    said = [layer[key] for layer in layers if key in layer]
+    if given is not None and key in layers[-1] and said[-1] != given:
+        raise ConfigError(f"the {key} is given twice, as {given!r} and {key}={said[-1]}; give it once")
+    if given is not None:
+        return given
+    return None if not said or said[-1] is None else str(said[-1])
 
 
 def load_run(run_dir: Path | Url, overrides: Sequence[str] = ()) -> Config:
@@ -69,7 +94,12 @@ def load_run(run_dir: Path | Url, overrides: Sequence[str] = ()) -> Config:
     if not known:
         raise RunFolderError(f"{str(run_dir)!r} is no run folder: it has no config.yaml")
     line = command_line([parse_override(text) for text in overrides], "command line")
-    return _checked([normalise(read_file(path), str(path)), line], [str(path), "command line"])
+    kept = normalise(read_file(path), str(path))
+    if "preset" in line and line["preset"] != kept.get("preset"):
+        raise ConfigError(
+            f"preset={line['preset']}: a preset is for a new run; this one began with {kept.get('preset') or 'none'}"
+        )
+    return _checked([kept, line], [str(path), "command line"])
 
 
 def _checked(layers: list[dict[str, Any]], sources: list[str]) -> Config:

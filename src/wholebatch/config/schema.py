@@ -141,6 +141,8 @@ class Config:
 
     recipe: str = "digits"
     """recipe this configuration starts from"""
+    preset: str | None = None
+    """settings laid over the recipe's own, of those that the recipe has by name; null: none"""
     batch_size: int = 128
     """samples of one optimizer step"""
     micro_batch: int | str = "auto"

@@ -10,7 +10,7 @@ from typing import Any
 
 from wholebatch.core.errors import ConfigError, nearest
 
-_EXTRAS = ("timm", "torchvision")  # packages that an extra of the same name installs
+_EXTRAS = {"timm": "timm", "torchvision": "torchvision", "safetensors": "export"}  # which extra installs a package
 
 
 def module(name: str) -> ModuleType:
@@ -105,7 +105,7 @@ def _absent(name: str, missing: str) -> str:
 
 def _install(missing: str) -> str:
     package = missing.partition(".")[0]
-    return f"pip install 'wholebatch[{package}]'" if package in _EXTRAS else "install the package that has it"
+    return f"pip install 'wholebatch[{_EXTRAS[package]}]'" if package in _EXTRAS else "install the package that has it"
 
 
 def _version(package: str) -> str:

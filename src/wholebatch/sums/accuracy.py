@@ -225,6 +225,11 @@ class Accuracy(Additive):
         return counts.correct.double() / counts.true
 
     @property
+    def per_class_count(self) -> Tensor:
+        """The number of rows of each true class, int64 (C,), with those that have a NaN."""
+        return self._read_valid().true
+
+    @property
     def balanced(self) -> float:
         """The mean of ``per_class`` over the classes that have samples; NaN where none has."""
         return float(self.per_class.nanmean())
