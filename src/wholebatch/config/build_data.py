@@ -11,6 +11,7 @@ from wholebatch import data
 from wholebatch.config.schema import Config
 from wholebatch.core.errors import ConfigError, DataError, nearest
 from wholebatch.data import registry
+from wholebatch.data.select import selection
 
 
 def check_data(config: Config) -> None:
@@ -60,7 +61,8 @@ def first_image(dataset: Any) -> Tensor:
     Raises:
         DataError: its samples are not (image, label) with a tensor of three axes.
     """
-    sample = next(iter(data.BatchLoader(dataset, 1, shuffle=False, transform=data.Compose())))
+    transform = selection(dataset) or data.Compose()
+    sample = next(iter(data.BatchLoader(dataset, 1, shuffle=False, transform=transform)))
     image = sample[0] if isinstance(sample, tuple | list) and len(sample) > 1 else None
     if not isinstance(image, Tensor) or image.ndim != 4:
         got = f"{type(sample).__name__}" if image is None else f"images of shape {tuple(image.shape[1:])}"
