@@ -1,4 +1,7 @@
-"""One plain line per epoch, and per record that ``log_every`` asks for, for pipes, files and machines that build: no carriage return, no escape."""
+"""One plain line per epoch, and per step that is recorded, for pipes, files and machines that build.
+
+No carriage return, no escape.
+"""
 
 from __future__ import annotations
 

@@ -215,21 +215,22 @@ def test_workers_read_the_same_imagenet(tmp_path):
         assert torch.equal(one, other)
 
 
-def test_what_imagenet_refuses(tmp_path):
-    root = tmp_path / "data"
-    for word, kind, answer in [
+@pytest.mark.parametrize(
+    ("word", "kind", "answer"),
+    [
         ("data.sise=3", ConfigError, "data.sise: imagenet does not take it; did you mean 'size'?"),
         ("data.process_images=false", ConfigError, "data.process_images: imagenet does not take it"),
         ("data.augment.color_jitter=[0.1, 0.1, 0.1]", ConfigError, "begin at -1"),
         ("data.sub_indices=3", DataError, "no image that is asked for"),
-    ]:
-        with pytest.raises(kind) as caught:
-            config = load("imagenet", overrides=[f"data.root={root}", "model=resnet9", word])
-            check_names(config)
-            if not root.exists():
-                imagenet(root)
-            build(config)
-        assert answer in str(caught.value)
+    ],
+)
+def test_what_imagenet_refuses(word, kind, answer, tmp_path):
+    root = tmp_path / "data"
+    root.mkdir()
+    config = load("imagenet", overrides=[f"data.root={root}", *imagenet(root), word])
+    with pytest.raises(kind) as caught:
+        build(config)
+    assert answer in str(caught.value)
 
 
 def call(*words):
