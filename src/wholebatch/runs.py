@@ -47,7 +47,7 @@ def train_recipe(
         if first:
             RunFolder(folder, resume=goes_on).check()
         parts = build(settings)
-        settings = replace(settings, data=replace(settings.data, normalize=parts.normalize))  # as it was computed
+        settings = _as_built(settings, parts)
         texts = {"config.yaml": config.to_yaml(settings)}
         with suppress(DataError):  # no images; the model can be used with such data alone
             texts[NAME] = inputs_of(parts).to_json()
@@ -64,6 +64,12 @@ def train_recipe(
     display.message(_promise(settings, parts, last))
     display.message(f"run: {folder}")
     return history
+
+
+def _as_built(settings: Config, parts: Parts) -> Config:
+    """The settings with what "auto" came to, so that a run that goes on elsewhere is the same."""
+    normalized = replace(settings.data, normalize=parts.normalize)
+    return replace(settings, data=normalized, precision=parts.precision, channels_last=parts.channels_last)
 
 
 def _train(

@@ -53,20 +53,20 @@ def _plan(
     batch = next(iter(BatchLoader(parts.train_data, 2, transform=parts.train_transform)))
 
     def planned(**other: Any) -> Plan:
-        said = {"precision": config.precision, "recompute_layers": recompute, "shard": shard} | other
+        said = {"precision": parts.precision, "recompute_layers": recompute, "shard": shard} | other
         return step.plan(parts.model, batch, parts.optimizer, memory=memory, loss=parts.loss, **said)
 
     plain = planned()
     if as_json:
         print(json.dumps(plain.as_dict(config.batch_size)))
         return
-    print(f"{config.model.name} on {config.data.name}, {type(parts.optimizer).__name__}, {config.precision}")
+    print(f"{config.model.name} on {config.data.name}, {type(parts.optimizer).__name__}, {parts.precision}")
     for line in _sizes(plain, config.batch_size):
         print(line)
     print(
         "\nwith instead" + " " * 14 + "a sample    fits at once" if memory else "\nwith instead" + " " * 14 + "a sample"
     )
-    for name, other in _others(config.precision, recompute, shard, parts.model).items():
+    for name, other in _others(parts.precision, recompute, shard, parts.model).items():
         try:
             changed = planned(**other)
         except ConfigError:

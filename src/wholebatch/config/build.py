@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from wholebatch import data, models, schedule
-from wholebatch.config import transforms
+from wholebatch.config import arithmetic, transforms
 from wholebatch.config.build_data import as_pictures, check_data, datasets, first_image, training_data
 from wholebatch.config.schema import Config
 from wholebatch.core.errors import ConfigError, InputError, nearest
@@ -53,6 +53,8 @@ class Parts:
     classes: tuple[str, ...]
     steps_per_epoch: int  # optimizer steps; the last batch of an epoch may be shorter
     progress: int  # where training ends, in schedule_unit; compare with schedule.end
+    precision: str = "fp32"  # what "auto" came to
+    channels_last: bool = False  # likewise; the model is laid out so
 
 
 def build(config: Config) -> Parts:
@@ -70,14 +72,18 @@ def build(config: Config) -> Parts:
     train_data, test_data = datasets(config)
     normalizing, normalize = transforms.normalizing(config, train_data)
     classes = classes_of(train_data)
-    model = _model(config, train_data, classes, normalizing)
+    test_transform = transforms.selected(config, train_data, normalizing)
+    model = _model(config, train_data, classes, test_transform)
+    last = arithmetic.channels_last(config, model)
+    if last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     steps_per_epoch = -(-len(train_data) // config.batch_size)
     progress = config.epochs * (steps_per_epoch if config.schedule_unit == "step" else 1)
     return Parts(
         train_data=train_data,
         test_data=test_data,
-        train_transform=transforms.training(config, normalizing),
-        test_transform=normalizing,
+        train_transform=transforms.selected(config, train_data, transforms.training(config, normalizing)),
+        test_transform=test_transform,
         mix=transforms.mixing(config, len(classes)),
         normalize=normalize,
         model=model,
@@ -88,6 +94,8 @@ def build(config: Config) -> Parts:
         classes=classes,
         steps_per_epoch=steps_per_epoch,
         progress=progress,
+        precision=arithmetic.precision(config),
+        channels_last=last,
     )
 
 
@@ -103,9 +111,8 @@ def look(config: Config, count: int) -> tuple[list[Any], list[str], Any]:
     train_data = training_data(config)
     transform, _ = transforms.normalizing(config, train_data)
     classes = classes_of(train_data)
-    loader = data.BatchLoader(
-        train_data, count, seed=config.seed, transform=transforms.training(config, transform) or data.Compose()
-    )
+    as_trained = transforms.selected(config, train_data, transforms.training(config, transform)) or data.Compose()
+    loader = data.BatchLoader(train_data, count, seed=config.seed, transform=as_trained)
     images, targets, *_ = next(iter(loader))
     return as_pictures(images, transform), [classes[int(target)] for target in targets], train_data
 

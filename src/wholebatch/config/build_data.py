@@ -12,6 +12,7 @@ from wholebatch.config.schema import Config
 from wholebatch.core.errors import ConfigError, DataError, nearest
 from wholebatch.core.processes import Alone
 from wholebatch.data import registry
+from wholebatch.data.select import selection
 
 
 def check_data(config: Config) -> None:
@@ -61,7 +62,8 @@ def first_image(dataset: Any) -> Tensor:
     Raises:
         DataError: its samples are not (image, label) with a tensor of three axes.
     """
-    loader = data.BatchLoader(dataset, 1, shuffle=False, transform=data.Compose(), group=Alone())  # not this one's part
+    transform = selection(dataset) or data.Compose()
+    loader = data.BatchLoader(dataset, 1, shuffle=False, transform=transform, group=Alone())  # not this one's part
     sample = next(iter(loader))
     image = sample[0] if isinstance(sample, tuple | list) and len(sample) > 1 else None
     if not isinstance(image, Tensor) or image.ndim != 4:

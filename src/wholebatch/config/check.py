@@ -43,6 +43,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "seed": (lambda v: 0 <= v < 2**63, "a whole number from 0 to 2^63 - 1"),
     "lr": (lambda v: v > 0, "a number above 0"),
     "clip_norm": (lambda v: v is None or v > 0, "null, or a number above 0"),
+    "channels_last": (lambda v: v == "auto" or isinstance(v, bool), "true, false or auto"),
     "bitwise": (lambda v: not v, "false: bitwise mode is not available in this version"),
     "device": (
         lambda v: re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:\d+)?", v) is not None,
@@ -82,7 +83,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 _CHOICES = {
     "schedule_unit": ("step", "epoch"),
-    "precision": ("fp32", "bf16"),
+    "precision": ("fp32", "bf16", "auto"),
     "data.augment.crop_mode": ("constant", "reflect"),
     "data.augment.callable_per": ("sample", "batch"),
     "parallel.engine": ("auto", "flat", "ddp"),

@@ -58,7 +58,7 @@ class Data:
     """The data set; further keys are options of the data set named, such as size, on_error, test_share."""
 
     name: str = "digits"
-    """data set: digits, cifar10, cifar100, fashion_mnist, mnist, folder, list, hf, or package.module:name"""
+    """data set: digits, cifar10, cifar100, fashion_mnist, mnist, imagenet, folder, list, hf, or package.module:name"""
     root: str | None = None
     """where its files are; null: where the data set looks by itself (digits are embedded and need none)"""
     normalize: Any = "auto"
@@ -160,7 +160,9 @@ class Config:
     clip_norm: float | None = None
     """largest norm of the gradient; null: no clipping"""
     precision: str = "fp32"
-    """arithmetic of the model: fp32 or bf16"""
+    """arithmetic of the model: fp32, bf16, or auto: bf16 where the processor computes with it, fp32 elsewhere"""
+    channels_last: bool | str = False
+    """keep images as height x width x channels: true, false, or auto: for convolutions, without group norm"""
     bitwise: bool = False
     """same bits on any number of processes (needs a micro_batch)"""
     workers: int = 0

@@ -10,6 +10,7 @@ from wholebatch import data
 from wholebatch.config.build_data import first_image
 from wholebatch.config.schema import Augment, Config
 from wholebatch.core.errors import ConfigError, InputError
+from wholebatch.data.select import selection
 
 _BYTE = 1 / 255  # what one step of an image is worth where its data set does not say
 
@@ -18,13 +19,14 @@ def normalizing(config: Config, dataset: Any) -> tuple[data.Transform | None, An
     """Return what makes a model's inputs of stored images, and ``data.normalize`` as it came out.
 
     "auto" is the data set's own transform, or, where bytes have none, mean and deviation of the training images,
-    computed here; they come out as ``{"mean": [...], "std": [...]}``, so that a run can keep them.
+    computed here; they come out as ``{"mean": [...], "std": [...]}``, so that a run can keep them. Mean and deviation
+    that are said count from 0 to 1 for bytes, and for images that are floats in their own values.
 
     Raises:
         DataError: the statistics cannot be computed.
     """
     asked, own = config.data.normalize, getattr(dataset, "transform", None)
-    scale = getattr(own, "scale", _BYTE)
+    scale = getattr(own, "scale", _BYTE if _bytes(dataset) else 1.0)
     if asked == "auto":
         if own is not None or not _bytes(dataset):
             return own, "auto"
@@ -46,6 +48,23 @@ def training(config: Config, last: data.Transform | None) -> data.Transform | No
     if not steps:
         return last
     return data.Compose(*steps, *([last] if last else []))
+
+
+def selected(config: Config, dataset: Any, transform: data.Transform | None) -> data.Transform | None:
+    """Return ``transform`` behind what takes images and labels out of a data set's dicts, where it gives dicts.
+
+    Raises:
+        ConfigError: colours are to be changed of images that do not begin at 0.
+    """
+    select = selection(dataset)
+    if select is None:
+        return transform
+    if config.data.augment.color_jitter is not None:
+        raise ConfigError(
+            f"data.augment.color_jitter: it works on values from 0, and the images of {config.data.name} begin at -1; "
+            "leave it out, or name a callable of your own (data.augment.callable)"
+        )
+    return data.Compose(select, transform) if transform else select
 
 
 def mixing(config: Config, num_classes: int) -> data.Mix | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -16,9 +17,12 @@ from wholebatch.data.cifar import cifar10, cifar100
 from wholebatch.data.embedded import digits
 from wholebatch.data.folder import image_folder
 from wholebatch.data.huggingface import hugging_face
+from wholebatch.data.imagenet import ImageNetTrain, ImageNetValidation
+from wholebatch.data.imagenet.settings import Settings
 from wholebatch.data.imageset import ImageDataset
 from wholebatch.data.listing import image_list
 from wholebatch.data.mnist import fashion_mnist, mnist
+from wholebatch.data.split import SPLITS
 
 Reader = Callable[..., Any]
 
@@ -40,6 +44,13 @@ def _placed(
     return data.in_memory() if in_memory and isinstance(data, ImageDataset) else data
 
 
+def _imagenet(split: str, root: str | None = None, **options: Any) -> Any:
+    """ImageNet's training or validation part, whose options are the keys of its own configuration."""
+    if split not in SPLITS:
+        raise DataError(f"imagenet has the splits 'train' and 'test', got {split!r}{nearest(str(split), SPLITS)}")
+    return (ImageNetTrain if split == "train" else ImageNetValidation)(options, data_root=root)
+
+
 READERS: Mapping[str, Reader] = MappingProxyType(
     {
         "digits": _digits,
@@ -47,6 +58,7 @@ READERS: Mapping[str, Reader] = MappingProxyType(
         "cifar100": cifar100,
         "fashion_mnist": fashion_mnist,
         "mnist": mnist,
+        "imagenet": _imagenet,
         "folder": partial(_placed, image_folder, "folder of images"),
         "list": partial(_placed, image_list, "CSV or JSON-lines list of files and labels"),
         "hf": partial(_placed, hugging_face, "parquet file, folder or data set of the Hub"),
@@ -56,6 +68,7 @@ READERS: Mapping[str, Reader] = MappingProxyType(
 
 _OPTIONS_OF: Mapping[str, Reader] = {"folder": image_folder, "list": image_list, "hf": hugging_face}
 _NOT_OPTIONS = {"split", "root", "path", "source"}
+_IMAGENET_OPTIONS = {field.name for field in fields(Settings)} - {"process_images"}  # training needs the images
 
 
 def check_name(name: str) -> None:
@@ -80,6 +93,8 @@ def options(name: str) -> set[str] | None:
     if ":" in name:
         known = imported.parameters(imported.find(name))
         return known if known is None else known - {"split", "train", "root"}
+    if name == "imagenet":
+        return set(_IMAGENET_OPTIONS)
     reader = _OPTIONS_OF.get(name, READERS[name])
     extra = {"in_memory"} if name in _OPTIONS_OF else set()
     return {*inspect.signature(reader).parameters, *extra} - _NOT_OPTIONS

@@ -118,6 +118,17 @@ def epoch_fields(run: RunShape, train: Record | None, test: Record | None, speed
     return [first, *ours, *_test_fields(test or {}), *rest]
 
 
+def step_fields(run: RunShape, record: Record) -> list[Field]:
+    """The running loss of the steps since the record before, as ``log_every`` asks for it.
+
+    >>> run = RunShape(epochs=2, steps_per_epoch=12500, samples_per_epoch=50000, batch_size=4, device="cpu")
+    >>> join(step_fields(run, {"kind": "step", "epoch": 1, "step": 2000, "loss": 2.1938, "lr": 0.001}))
+    'epoch 1/2  step 2,000  loss 2.1938  lr 0.0010'
+    """
+    step = f"{record.get('step', 0):,}"
+    return [epoch_field(record.get("epoch", "?"), run.epochs), Field("step", step, drop=2), *value_fields(record, None)]
+
+
 def _test_fields(test: Record) -> list[Field]:
     fields = []
     if "accuracy" in test:

@@ -1,11 +1,14 @@
-"""One plain line per epoch, for pipes, files and machines that build: no carriage return, no escape."""
+"""One plain line per epoch, and per step that is recorded, for pipes, files and machines that build.
+
+No carriage return, no escape.
+"""
 
 from __future__ import annotations
 
 from typing import TextIO
 
 from wholebatch.core.record import History, Observer, Progress, Record, RunShape
-from wholebatch.display.fields import Field, epoch_fields, join
+from wholebatch.display.fields import Field, epoch_fields, join, step_fields
 from wholebatch.display.output import Output, plain
 from wholebatch.display.pace import Pace
 
@@ -29,6 +32,8 @@ class Epochs:
 
     def add(self, record: Record) -> list[list[Field]]:
         """Note a record; return the lines that are finished by it."""
+        if record.get("kind") == "step":
+            return [*self.flush(), step_fields(self.run, record)]
         if record.get("kind") != "epoch":
             return []
         if record.get("split") == "train":
@@ -50,7 +55,8 @@ class Epochs:
 
 
 class Lines(Observer):
-    """Writes one line per epoch to ``stream``, flushed at once; never raises an ``Exception``.
+    """Writes one line per epoch to ``stream``, and one per step that is recorded, flushed at once; never raises an
+    ``Exception``.
 
     Example of a line::
 

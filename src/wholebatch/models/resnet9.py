@@ -20,20 +20,22 @@ class ResNet9(nn.Module):
         num_classes: length of the output.
         in_channels: channels of the images.
         norm: "group", "batch" or "none"; see :func:`wholebatch.models.norm.norm_layer`.
+        width: channels of the first convolution, a multiple of 4; the others have 2, 4 and 8 times as many. 16 makes
+            0.41 million parameters.
 
     Shapes:
         (samples, in_channels, H, W) to (samples, num_classes); H and W from 16.
     """
 
-    def __init__(self, num_classes: int = 10, in_channels: int = 3, norm: str = "group") -> None:
+    def __init__(self, num_classes: int = 10, in_channels: int = 3, norm: str = "group", width: int = 64) -> None:
         super().__init__()
-        self.begin = _convolution(in_channels, 64, norm)
-        self.layer1 = nn.Sequential(_convolution(64, 128, norm), nn.MaxPool2d(2))
-        self.pair1 = nn.Sequential(_convolution(128, 128, norm), _convolution(128, 128, norm))
-        self.layer2 = nn.Sequential(_convolution(128, 256, norm), nn.MaxPool2d(2))
-        self.layer3 = nn.Sequential(_convolution(256, 512, norm), nn.MaxPool2d(2))
-        self.pair3 = nn.Sequential(_convolution(512, 512, norm), _convolution(512, 512, norm))
-        self.head = nn.Linear(512, num_classes, bias=False)
+        self.begin = _convolution(in_channels, width, norm)
+        self.layer1 = nn.Sequential(_convolution(width, 2 * width, norm), nn.MaxPool2d(2))
+        self.pair1 = nn.Sequential(_convolution(2 * width, 2 * width, norm), _convolution(2 * width, 2 * width, norm))
+        self.layer2 = nn.Sequential(_convolution(2 * width, 4 * width, norm), nn.MaxPool2d(2))
+        self.layer3 = nn.Sequential(_convolution(4 * width, 8 * width, norm), nn.MaxPool2d(2))
+        self.pair3 = nn.Sequential(_convolution(8 * width, 8 * width, norm), _convolution(8 * width, 8 * width, norm))
+        self.head = nn.Linear(8 * width, num_classes, bias=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits."""

@@ -38,8 +38,8 @@ def test_a_line_is_there_as_soon_as_its_test_record_is(fake_run):
     assert stream.getvalue() == ""
     lines.record(test)
     assert stream.getvalue().count("\n") == 1
-    lines.record({**train, "kind": "step"})
-    assert stream.getvalue().count("\n") == 1
+    lines.record({"kind": "step", "split": "train", "epoch": 2, "step": 2000, "loss": 0.5, "lr": 0.1, "grad_norm": 1.0})
+    assert stream.getvalue().splitlines()[1:] == ["epoch 2/3  step 2,000  loss 0.5000  lr 0.1000"]
 
 
 def test_an_evaluation_that_did_not_come_loses_no_line(fake_run):

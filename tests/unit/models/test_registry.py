@@ -184,3 +184,11 @@ def test_torchvision_is_told_what_it_takes_and_a_pretrained_head_is_replaced(lib
     ]
     with pytest.raises(ConfigError, match="takes images of 3 channels, and these have 1"):
         build("torchvision:resnet18", in_channels=1)
+
+
+def test_resnet9_may_be_narrower():
+    small = build("resnet9", width=16)
+    assert sum(p.numel() for p in small.parameters()) == 412_944
+    assert small(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+    with pytest.raises(ConfigError, match="cannot be made with"):
+        build("resnet9", width=7)
