@@ -14,9 +14,18 @@ from torch.optim import Optimizer
 
 from wholebatch import data, models, schedule
 from wholebatch.config import transforms
-from wholebatch.config.build_data import as_pictures, check_data, datasets, first_image, training_data
+from wholebatch.config.build_data import (
+    as_pictures,
+    check_data,
+    datasets,
+    expected_output,
+    first_input,
+    holds_tokens,
+    known_of,
+    training_data,
+)
 from wholebatch.config.schema import Config
-from wholebatch.core.errors import ConfigError, InputError, nearest
+from wholebatch.core.errors import ConfigError, DataError, InputError, nearest
 from wholebatch.data.registry import classes_of
 
 LOSSES: Mapping[str, type[nn.Module]] = MappingProxyType({"cross_entropy": nn.CrossEntropyLoss})
@@ -31,14 +40,13 @@ _REFUSED = {
     "lbfgs": "it evaluates the loss several times per step, which one pass over the micro-batches cannot give",
     "sparseadam": "it takes sparse gradients only, which none of the models here has",
 }
-_FROM_DATA = ("num_classes", "in_channels", "image_size")  # what a model is told about the images
 
 
 @dataclass(frozen=True)
 class Parts:
     """What a configuration builds. ``train_transform`` and ``test_transform`` are for the loaders of the two splits."""
 
-    train_data: Any  # map-style, samples (image, label)
+    train_data: Any  # map-style, samples (image, label) or (tokens, targets)
     test_data: Any
     train_transform: data.Transform | None
     test_transform: data.Transform | None
@@ -100,6 +108,8 @@ def look(config: Config, count: int) -> tuple[list[Any], list[str], Any]:
         DataError: the data cannot be used.
     """
     train_data = training_data(config)
+    if holds_tokens(first_input(train_data)):
+        raise DataError(f"{config.data.name} is text, and a sheet shows images")
     transform, _ = transforms.normalizing(config, train_data)
     classes = classes_of(train_data)
     loader = data.BatchLoader(
@@ -125,7 +135,7 @@ def check_names(config: Config) -> None:
     _check_choice("loss.name", config.loss.name, LOSSES)
     options = models.options_of(config.model.name)
     if options is not None:
-        _check_arguments("model", config.model.name, config.model.arguments, options - {*_FROM_DATA})
+        _check_arguments("model", config.model.name, config.model.arguments, options - {*models.FROM_DATA})
     taken = inspect.signature(OPTIMIZERS[config.optimizer.name.lower()]).parameters
     _check_arguments("optimizer", config.optimizer.name, _optimizer_arguments(config), set(taken) - {"params", "lr"})
     shape = _shape_fields(config)
@@ -149,9 +159,8 @@ def _check_arguments(group: str, name: str, given: Iterable[str], known: Collect
 
 
 def _model(config: Config, dataset: Any, classes: tuple[str, ...], transform: data.Transform | None) -> nn.Module:
-    """The model for the data's images, its weights from the seed."""
-    image = first_image(dataset)
-    known = dict(zip(_FROM_DATA, (len(classes), image.shape[0], image.shape[-1]), strict=True))
+    """The model for the data, its weights from the seed."""
+    known = known_of(dataset, len(classes))
     taken = models.options_of(config.model.name)
     options = {name: value for name, value in known.items() if taken is None or name in taken} | config.model.arguments
     try:
@@ -163,27 +172,36 @@ def _model(config: Config, dataset: Any, classes: tuple[str, ...], transform: da
 
 
 def _check_fits(config: Config, model: nn.Module, dataset: Any, classes: int, transform: data.Transform | None) -> None:
-    """Show the model two images, as they come to it, before anything is written."""
-    images, *_ = next(iter(data.BatchLoader(dataset, 2, shuffle=False, transform=transform or data.Compose())))
+    """Show the model two samples, as they come to it, before anything is written."""
+    inputs, targets, *_ = next(iter(data.BatchLoader(dataset, 2, shuffle=False, transform=transform or data.Compose())))
+    expected = expected_output(dataset, targets, classes)
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            output = model.eval()(images)
-        if isinstance(output, torch.Tensor) and classes and output.shape[1:2] != (classes,):
-            raise ConfigError(
-                f"model.name={config.model.name}: it gives {tuple(output.shape)} for two images of {classes} classes; "
-                "let it take num_classes"
-            )
-    except (RuntimeError, AssertionError, ValueError) as error:  # an AssertionError is timm's of a wrong image size
+            output = model.eval()(inputs)
+        if isinstance(output, torch.Tensor) and expected and output.shape[1 : 1 + len(expected)] != expected:
+            raise ConfigError(_wrong_output(config, output, expected))
+    except (RuntimeError, AssertionError, ValueError, IndexError) as error:  # an AssertionError is timm's of a wrong image size
         if isinstance(error, ConfigError):
             raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         others = ", ".join(sorted({*models.MODELS} - {config.model.name}))
         raise ConfigError(
-            f"model.name={config.model.name}: it cannot take the images of {config.data.name}, of shape "
-            f"{tuple(images.shape[1:])}: {reason}; choose from {others}"
+            f"model.name={config.model.name}: it cannot take the samples of {config.data.name}, of shape "
+            f"{tuple(inputs.shape[1:])}: {reason}; choose from {others}"
         ) from error
     finally:
         model.train()
+
+
+def _wrong_output(config: Config, output: torch.Tensor, expected: tuple[int, ...]) -> str:
+    gives = f"model.name={config.model.name}: it gives {tuple(output.shape)} for two"
+    if len(expected) == 1:
+        return f"{gives} samples of {expected[0]} classes; let it take num_classes"
+    classes, places = expected
+    return (
+        f"{gives} texts of {places} places; expected (2, {classes}, {places}), the classes being axis 1 as torch's "
+        "losses have it: output.transpose(1, 2)"
+    )
 
 
 def _optimizer(config: Config, model: nn.Module) -> Optimizer:

@@ -3,9 +3,9 @@ import torch
 from torch import nn
 
 from wholebatch.models import MLP, MODELS, LeNet, ResNet, SmallCNN, build, cost
+from wholebatch.models.attention import Attention
 from wholebatch.models.norm import NORMS, norm_layer
 from wholebatch.models.resnet import Block
-from wholebatch.models.vit import Attention
 
 SMALL = {"small_cnn": (1, 8, 8), "mlp": (1, 8, 8)}  # the others take 3 x 32 x 32
 RESNETS = ["resnet9", "resnet18", "resnet20", "resnet56"]
