@@ -91,8 +91,8 @@ def pieces(document: bytes, length: int) -> Iterator[bytes]:
 
     Each piece begins with the byte before it (the end of a line before the first), and has up to ``length`` more.
 
-    >>> list(pieces(b"one two\\n\\nthree", 4))
-    [b'\\none ', b' two\\n', b'\\n\\n', b'\\nthre', b'ee']
+    >>> list(pieces(b"one two\n\nthree", 4))
+    [b'\none ', b' two\n', b'\n\n', b'\nthre', b'ee']
     """
     begins = [0, *(end.end() for end in _PARAGRAPH_ENDS.finditer(document))]
     for begin, stop in zip(begins, [*begins[1:], len(document)], strict=True):
