@@ -106,8 +106,11 @@ def test_accuracy_and_loss_count_bytes() -> None:
     with torch.no_grad():
         logits = net(inputs)
     counts = targets != -100
+    even = torch.arange(targets.shape[1]) % 2 == 0
+    targets = torch.where(counts & even, logits.argmax(1), targets)  # some half of them is right
     result = wb.evaluate(net, (inputs, targets), loss=nn.CrossEntropyLoss(), batch_size=4)
-    right = ((logits.argmax(1) == targets) & counts).sum() / counts.sum()
-    assert result["accuracy"] == pytest.approx(right.item(), abs=1e-12)
+    right = ((logits.argmax(1) == targets) & counts).sum().item() / counts.sum().item()
+    assert 0.4 < right < 0.6
+    assert result["accuracy"] == pytest.approx(right, abs=1e-12)
     assert result["loss"] == pytest.approx(F.cross_entropy(logits, targets).item(), rel=1e-12)
     assert result["samples"] == len(inputs)
