@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -184,6 +186,7 @@ def test_texts_padded_to_the_longest_of_their_micro_batch(kind: str) -> None:
     dropping = made(kind, dropout=0.3)
     truth = trained(dropping, loader(padded), pair, 4, None)
     assert (trained(dropping, loader(padded), pair, 1, None) - truth).norm() < BAR * truth.norm()
+    assert (trained(dropping, loader(short), pair, 1, None) - truth).norm() > 1e-3 * truth.norm()  # as the page says
 
 
 def test_a_micro_batch_without_a_label_that_counts() -> None:
@@ -191,3 +194,20 @@ def test_a_micro_batch_without_a_label_that_counts() -> None:
     batch["labels"][3:6] = -100
     truth = exact(model, batch)
     assert (stepped(model, batch, pair, 3) - truth).norm() < BAR * truth.norm()
+
+
+@pytest.mark.filterwarnings("ignore")  # what other packages warn of is their own affair
+def test_the_lines_of_the_page() -> None:
+    """The block of docs/text.md, and the same weights in one micro-batch, without dropout."""
+    if importlib.util.find_spec("transformers") is None:
+        pytest.skip("transformers is not installed (extra: transformers)")
+    page = (Path(__file__).parents[2] / "docs" / "text.md").read_text("utf-8")
+    (source,) = (block for block in re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S) if "transformers" in block)
+    names: dict[str, Any] = {"torch": torch, "wb": wb}
+    exec(compile(source, "docs/text.md", "exec"), names)
+    history, labels = names["history"], names["data"]["labels"]
+    assert history.last("train")["step"] == 6
+    assert 0 < history.last("train")["loss"] < 6
+    counts = (labels != -100).sum(1)
+    assert len(counts.unique()) > 2  # uneven, so that there is something to be exact about
+    assert (names["data"]["attention_mask"].sum(1).diff() != 0).all()
