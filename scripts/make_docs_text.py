@@ -1,7 +1,7 @@
-"""Make src/wholebatch/data/files/docs.txt.xz, the text that comes with the library: ``python scripts/make_docs_text.py``.
+"""Make src/wholebatch/data/files/docs.txt.xz: ``python scripts/make_docs_text.py``.
 
-It is a snapshot of the pages in docs/, one after the other in the order of their names. Results that a recipe
-names hold for the snapshot that was there then, so make it anew together with them.
+It is the text that comes with the library, a snapshot of the pages in docs/, one after the other in the order of their
+names. Results that a recipe names hold for the snapshot that was there then, so make it anew together with them.
 """
 
 from __future__ import annotations

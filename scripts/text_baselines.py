@@ -1,6 +1,7 @@
-"""What simple models reach on the embedded text, in bits per byte of its test part: ``python scripts/text_baselines.py``.
+"""What simple models reach on the embedded text: ``python scripts/text_baselines.py``.
 
-The counts of bytes (and of pairs of them) are those of the training part, each with one added so that none is 0.
+Bits per byte of the test part, cut as the recipe does. The counts of bytes (and of pairs of them) are those of the
+training part, each with one added so that none is 0.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ KINDS = pytest.mark.parametrize("kind", ["own", "transformers"])
 
 
 def texts() -> list[dict[str, Tensor]]:
-    """Samples as a tokenizer gives them; what is to be guessed is every fourth token of the even ones, one of others."""
+    """Samples as a tokenizer gives them; to be guessed is every fourth token of the even ones, one of others."""
     draws, samples = torch.Generator().manual_seed(2), []
     for number, length in enumerate(LENGTHS):
         ids = torch.randint(5, 50, (length,), generator=draws)

@@ -36,10 +36,7 @@ def _models(words: list[str], as_json: bool) -> None:
         print(json.dumps(rows, indent=2))
         return
     table = [("name", "input", "parameters", "multiply-adds")]
-    table += [
-        (row["name"], _input(row), f"{row['parameters']:,}", f"{row['multiply_adds']:,}")
-        for row in rows
-    ]
+    table += [(row["name"], _input(row), f"{row['parameters']:,}", f"{row['multiply_adds']:,}") for row in rows]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for name, image, *numbers in table:
         right = "  ".join(f"{number:>{width}}" for number, width in zip(numbers, widths[2:], strict=True))

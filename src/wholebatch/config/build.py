@@ -180,7 +180,7 @@ def _check_fits(config: Config, model: nn.Module, dataset: Any, classes: int, tr
             output = model.eval()(inputs)
         if isinstance(output, torch.Tensor) and expected and output.shape[1 : 1 + len(expected)] != expected:
             raise ConfigError(_wrong_output(config, output, expected))
-    except (RuntimeError, AssertionError, ValueError, IndexError) as error:  # an AssertionError is timm's of a wrong image size
+    except (RuntimeError, AssertionError, ValueError, IndexError) as error:  # an AssertionError is timm's: wrong size
         if isinstance(error, ConfigError):
             raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -27,8 +27,8 @@ def normalizing(config: Config, dataset: Any) -> tuple[data.Transform | None, An
     if holds_tokens(first_input(dataset)):
         if config.data.normalize not in ("auto", None) or config.data.augment != Augment():
             raise ConfigError(
-                f"data.name={config.data.name}: data.normalize and data.augment are for images, and this is text; leave "
-                "them out, or start from the recipe: wholebatch train text"
+                f"data.name={config.data.name}: data.normalize and data.augment are for images, not text; leave them "
+                "out, or start from the recipe: wholebatch train text"
             )
         return None, config.data.normalize
     asked, own = config.data.normalize, getattr(dataset, "transform", None)

@@ -19,7 +19,7 @@ class Cost:
 
 
 def cost(model: nn.Module, shape: Sequence[int], dtype: torch.dtype | None = None) -> Cost:
-    """Return what ``model`` costs for inputs of ``shape``, without the sample axis; ``dtype`` is its weights' if not said.
+    """Return what ``model`` costs for inputs of ``shape``, without the sample axis, and its weights' ``dtype``.
 
     Multiply-adds are those of convolutions, linear layers and attention (half of what torch's ``FlopCounterMode``
     counts); norms, activations and pooling are left out, as is usual. The model is run once on zeros, in evaluation
