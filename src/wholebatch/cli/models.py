@@ -21,7 +21,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a tabl
 
 
 def models(words: Names = None, as_json: Json = False) -> Work:
-    """List the models by name, with their numbers of parameters and of multiply-adds per image."""
+    """List the models by name, with their numbers of parameters and of multiply-adds per image or text."""
     return partial(_models, words or [], as_json)
 
 
@@ -35,11 +35,8 @@ def _models(words: list[str], as_json: bool) -> None:
     if as_json:
         print(json.dumps(rows, indent=2))
         return
-    table = [("name", "image", "parameters", "multiply-adds")]
-    table += [
-        (row["name"], " x ".join(map(str, row["image"])), f"{row['parameters']:,}", f"{row['multiply_adds']:,}")
-        for row in rows
-    ]
+    table = [("name", "input", "parameters", "multiply-adds")]
+    table += [(row["name"], _input(row), f"{row['parameters']:,}", f"{row['multiply_adds']:,}") for row in rows]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for name, image, *numbers in table:
         right = "  ".join(f"{number:>{width}}" for number, width in zip(numbers, widths[2:], strict=True))
@@ -60,8 +57,12 @@ def _options(words: list[str]) -> dict[str, Any]:
     return options
 
 
+def _input(row: dict[str, Any]) -> str:
+    return f"{row['tokens']} tokens" if "tokens" in row else " x ".join(map(str, row["image"]))
+
+
 def _row(name: str, options: dict[str, Any]) -> dict[str, Any]:
-    """A model's numbers, for an image of the size that it is made for where nothing else is said."""
+    """A model's numbers, for an image (or a text) of the size that it is made for where nothing else is said."""
     import inspect
 
     import torch
@@ -77,16 +78,18 @@ def _row(name: str, options: dict[str, Any]) -> dict[str, Any]:
             raise ConfigError(f"{option}={value}: expected a whole number, 1 or more")
         return value
 
+    of_text = taken is not None and "vocabulary" in taken
     own = {key: value for key, value in options.items() if key != "image_size" or taken is None or key in taken}
     pixels = size("image_size", 224 if models.is_foreign(name) else 32)
-    shape = (size("in_channels", 3), pixels, pixels)
+    shape = (size("length", 1),) if of_text else (size("in_channels", 3), pixels, pixels)
     with torch.device("meta"):  # shapes alone: nothing is drawn and nothing computed
         model = models.build(name, **own)
     try:
-        found = models.cost(model, shape)
+        found = models.cost(model, shape, torch.int64 if of_text else None)
     except (RuntimeError, AssertionError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(
             f"{name} does not take images of {shape}: {reason}; say image_size= or in_channels="
         ) from error
-    return {"name": name, "image": shape, "parameters": found.parameters, "multiply_adds": found.multiply_adds}
+    what = {"tokens": shape[0]} if of_text else {"image": shape}
+    return {"name": name, **what, "parameters": found.parameters, "multiply_adds": found.multiply_adds}

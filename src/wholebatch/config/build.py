@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import Any
@@ -14,9 +14,18 @@ from torch.optim import Optimizer
 
 from wholebatch import data, models, schedule
 from wholebatch.config import arithmetic, transforms
-from wholebatch.config.build_data import as_pictures, check_data, datasets, first_image, training_data
+from wholebatch.config.build_data import (
+    as_pictures,
+    check_data,
+    datasets,
+    expected_output,
+    first_input,
+    holds_tokens,
+    known_of,
+    training_data,
+)
 from wholebatch.config.schema import Config
-from wholebatch.core.errors import ConfigError, InputError, nearest
+from wholebatch.core.errors import ConfigError, DataError, InputError, nearest
 from wholebatch.core.processes import Alone
 from wholebatch.data.registry import classes_of
 
@@ -32,14 +41,13 @@ _REFUSED = {
     "lbfgs": "it evaluates the loss several times per step, which one pass over the micro-batches cannot give",
     "sparseadam": "it takes sparse gradients only, which none of the models here has",
 }
-_FROM_DATA = ("num_classes", "in_channels", "image_size")  # what a model is told about the images
 
 
 @dataclass(frozen=True)
 class Parts:
     """What a configuration builds. ``train_transform`` and ``test_transform`` are for the loaders of the two splits."""
 
-    train_data: Any  # map-style, samples (image, label)
+    train_data: Any  # map-style, samples (image, label) or (tokens, targets)
     test_data: Any
     train_transform: data.Transform | None
     test_transform: data.Transform | None
@@ -109,6 +117,8 @@ def look(config: Config, count: int) -> tuple[list[Any], list[str], Any]:
         DataError: the data cannot be used.
     """
     train_data = training_data(config)
+    if holds_tokens(first_input(train_data)):
+        raise DataError(f"{config.data.name} is text, and a sheet shows images")
     transform, _ = transforms.normalizing(config, train_data)
     classes = classes_of(train_data)
     as_trained = transforms.selected(config, train_data, transforms.training(config, transform)) or data.Compose()
@@ -133,7 +143,7 @@ def check_names(config: Config) -> None:
     _check_choice("loss.name", config.loss.name, LOSSES)
     options = models.options_of(config.model.name)
     if options is not None:
-        _check_arguments("model", config.model.name, config.model.arguments, options - {*_FROM_DATA})
+        _check_arguments("model", config.model.name, config.model.arguments, options - {*models.FROM_DATA})
     taken = inspect.signature(OPTIMIZERS[config.optimizer.name.lower()]).parameters
     _check_arguments("optimizer", config.optimizer.name, _optimizer_arguments(config), set(taken) - {"params", "lr"})
     shape = _shape_fields(config)
@@ -156,13 +166,16 @@ def _check_arguments(group: str, name: str, given: Iterable[str], known: Collect
             raise ConfigError(f"{group}.{argument}: {name} does not take it{hint}")
 
 
-def make_model(config: Config, num_classes: int, shape: Sequence[int]) -> nn.Module:
-    """Return the model for images of ``shape``, (C, H, W), its weights from the seed.
+def make_model(config: Config, known: Mapping[str, Any]) -> nn.Module:
+    """Return the model, its weights from the seed.
+
+    Args:
+        config: names it and its arguments.
+        known: of the data (:func:`wholebatch.config.build_data.known_of`); what it takes of them, it is told.
 
     Raises:
         ConfigError: an argument that the model refuses.
     """
-    known = dict(zip(_FROM_DATA, (num_classes, shape[0], shape[-1]), strict=True))
     taken = models.options_of(config.model.name)
     options = {name: value for name, value in known.items() if taken is None or name in taken} | config.model.arguments
     try:
@@ -172,35 +185,44 @@ def make_model(config: Config, num_classes: int, shape: Sequence[int]) -> nn.Mod
 
 
 def _model(config: Config, dataset: Any, classes: tuple[str, ...], transform: data.Transform | None) -> nn.Module:
-    """The model for the data's images."""
-    model = make_model(config, len(classes), first_image(dataset).shape)
+    """The model for the data."""
+    model = make_model(config, known_of(dataset, len(classes)))
     _check_fits(config, model, dataset, len(classes), transform)
     return model
 
 
 def _check_fits(config: Config, model: nn.Module, dataset: Any, classes: int, transform: data.Transform | None) -> None:
-    """Show the model two images, as they come to it, before anything is written."""
+    """Show the model two samples, as they come to it, before anything is written."""
     chosen = transform or data.Compose()
-    images, *_ = next(iter(data.BatchLoader(dataset, 2, shuffle=False, transform=chosen, group=Alone())))
+    inputs, targets, *_ = next(iter(data.BatchLoader(dataset, 2, shuffle=False, transform=chosen, group=Alone())))
+    expected = expected_output(dataset, targets, classes)
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            output = model.eval()(images)
-        if isinstance(output, torch.Tensor) and classes and output.shape[1:2] != (classes,):
-            raise ConfigError(
-                f"model.name={config.model.name}: it gives {tuple(output.shape)} for two images of {classes} classes; "
-                "let it take num_classes"
-            )
-    except (RuntimeError, AssertionError, ValueError) as error:  # an AssertionError is timm's of a wrong image size
+            output = model.eval()(inputs)
+        if isinstance(output, torch.Tensor) and expected and output.shape[1 : 1 + len(expected)] != expected:
+            raise ConfigError(_wrong_output(config, output, expected))
+    except (RuntimeError, AssertionError, ValueError, IndexError) as error:  # an AssertionError is timm's: wrong size
         if isinstance(error, ConfigError):
             raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         others = ", ".join(sorted({*models.MODELS} - {config.model.name}))
         raise ConfigError(
-            f"model.name={config.model.name}: it cannot take the images of {config.data.name}, of shape "
-            f"{tuple(images.shape[1:])}: {reason}; choose from {others}"
+            f"model.name={config.model.name}: it cannot take the samples of {config.data.name}, of shape "
+            f"{tuple(inputs.shape[1:])}: {reason}; choose from {others}"
         ) from error
     finally:
         model.train()
+
+
+def _wrong_output(config: Config, output: torch.Tensor, expected: tuple[int, ...]) -> str:
+    gives = f"model.name={config.model.name}: it gives {tuple(output.shape)} for two"
+    if len(expected) == 1:
+        return f"{gives} samples of {expected[0]} classes; let it take num_classes"
+    classes, places = expected
+    return (
+        f"{gives} texts of {places} places; expected (2, {classes}, {places}), the classes being axis 1 as torch's "
+        "losses have it: output.transpose(1, 2)"
+    )
 
 
 def _optimizer(config: Config, model: nn.Module) -> Optimizer:

@@ -58,7 +58,7 @@ class Data:
     """The data set; further keys are options of the data set named, such as size, on_error, test_share."""
 
     name: str = "digits"
-    """data set: digits, cifar10, cifar100, fashion_mnist, mnist, imagenet, folder, list, hf, or package.module:name"""
+    """data set: digits, cifar10, cifar100, fashion_mnist, mnist, imagenet, folder, list, hf, text, or module:name"""
     root: str | None = None
     """where its files are; null: where the data set looks by itself (digits are embedded and need none)"""
     normalize: Any = "auto"

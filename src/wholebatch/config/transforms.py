@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from wholebatch import data
-from wholebatch.config.build_data import first_image
+from wholebatch.config.build_data import first_input, holds_tokens
 from wholebatch.config.schema import Augment, Config
 from wholebatch.core.errors import ConfigError, InputError
 from wholebatch.data.select import selection
@@ -23,8 +23,16 @@ def normalizing(config: Config, dataset: Any) -> tuple[data.Transform | None, An
     that are said count from 0 to 1 for bytes, and for images that are floats in their own values.
 
     Raises:
+        ConfigError: something is to be done to images, and the data are text.
         DataError: the statistics cannot be computed.
     """
+    if holds_tokens(first_input(dataset)):
+        if config.data.normalize not in ("auto", None) or config.data.augment != Augment():
+            raise ConfigError(
+                f"data.name={config.data.name}: data.normalize and data.augment are for images, not text; leave them "
+                "out, or start from the recipe: wholebatch train text"
+            )
+        return None, config.data.normalize
     asked, own = config.data.normalize, getattr(dataset, "transform", None)
     scale = getattr(own, "scale", _BYTE if _bytes(dataset) else 1.0)
     if asked == "auto":
@@ -105,4 +113,4 @@ def _top(last: data.Transform | None) -> float:
 
 
 def _bytes(dataset: Any) -> bool:
-    return first_image(dataset).dtype == torch.uint8
+    return first_input(dataset).dtype == torch.uint8

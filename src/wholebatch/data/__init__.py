@@ -1,6 +1,6 @@
 """Data sets and their loaders: the embedded digits, data in memory, whole batches in an order that is a function of
 seed and epoch, loaded in worker processes where asked for, streams with their weaker promise, augmentation whose random
-draws are keyed by sample, and readers of CIFAR, MNIST, ImageNet, folders, lists and Hugging Face data sets."""
+draws are keyed by sample, and readers of CIFAR, MNIST, ImageNet, folders, lists, Hugging Face data sets and text."""
 
 from wholebatch.data.adapt import as_dataset as as_dataset
 from wholebatch.data.arrays import ArrayDataset as ArrayDataset
@@ -37,6 +37,8 @@ from wholebatch.data.select import Select as Select
 from wholebatch.data.statistics import Statistics as Statistics
 from wholebatch.data.statistics import channel_statistics as channel_statistics
 from wholebatch.data.stream import StreamLoader as StreamLoader
+from wholebatch.data.text import TextDataset as TextDataset
+from wholebatch.data.text import text as text
 from wholebatch.data.transform import Compose as Compose
 from wholebatch.data.transform import Normalize as Normalize
 from wholebatch.data.transform import Transform as Transform

@@ -23,6 +23,7 @@ from wholebatch.data.imageset import ImageDataset
 from wholebatch.data.listing import image_list
 from wholebatch.data.mnist import fashion_mnist, mnist
 from wholebatch.data.split import SPLITS
+from wholebatch.data.text import text
 
 Reader = Callable[..., Any]
 
@@ -59,6 +60,7 @@ READERS: Mapping[str, Reader] = MappingProxyType(
         "fashion_mnist": fashion_mnist,
         "mnist": mnist,
         "imagenet": _imagenet,
+        "text": text,
         "folder": partial(_placed, image_folder, "folder of images"),
         "list": partial(_placed, image_list, "CSV or JSON-lines list of files and labels"),
         "hf": partial(_placed, hugging_face, "parquet file, folder or data set of the Hub"),
@@ -129,12 +131,16 @@ def read(name: str, split: str, root: str | None = None, **arguments: Any) -> An
 def classes_of(dataset: Any) -> tuple[str, ...]:
     """Return the names of a data set's classes: what it says itself, else the numbers up to its largest target.
 
+    A data set of tokens, which says its ``vocabulary`` and no classes, has none.
+
     Raises:
         DataError: it says nothing.
     """
     said = getattr(dataset, "classes", None)
     if said is not None and not isinstance(said, str | bytes):
         return tuple(map(str, said))
+    if getattr(dataset, "vocabulary", None) is not None:
+        return ()
     targets = getattr(dataset, "targets", None)
     if targets is not None and len(targets):
         return tuple(str(number) for number in range(int(max(map(int, targets))) + 1))

@@ -38,8 +38,7 @@ def stratified(
     >>> stratified(["a", "b", "c", "d", "e"], [0, 0, 0, 1, 1], "test")
     [2, 4]
     """
-    if not 0 < test_share < 1:
-        raise DataError(f"test_share must be above 0 and below 1, got {test_share}")
+    _check_share(test_share)
     of_class: dict[int, list[int]] = defaultdict(list)
     for place, label in enumerate(labels):
         of_class[label].append(place)
@@ -49,6 +48,27 @@ def stratified(
         count = min(max(1, round(test_share * len(places))), len(places) - 1)
         test.update(ranked[:count])
     return [place for place in range(len(names)) if (place in test) == (split == "test")]
+
+
+def by_content(content: bytes, seed: int = 0, test_share: float = 0.2) -> str:
+    """Return the part, "train" or "test", that a sample is of by what it holds: no other sample goes in.
+
+    It is of the test part where SHA-256 of (seed, content), as a fraction, is below ``test_share``.
+
+    Raises:
+        DataError: ``test_share`` is not between 0 and 1.
+
+    >>> [by_content(word) for word in (b"one", b"two", b"three", b"four", b"five")]
+    ['train', 'test', 'train', 'train', 'train']
+    """
+    _check_share(test_share)
+    digest = hashlib.sha256(f"{seed}/".encode() + content).digest()
+    return "test" if int.from_bytes(digest[:8], "big") < test_share * 2**64 else "train"
+
+
+def _check_share(test_share: float) -> None:
+    if not 0 < test_share < 1:
+        raise DataError(f"test_share must be above 0 and below 1, got {test_share}")
 
 
 def _hash(seed: int, name: str) -> bytes:

@@ -18,8 +18,8 @@ class Cost:
     multiply_adds: int
 
 
-def cost(model: nn.Module, shape: Sequence[int]) -> Cost:
-    """Return what ``model`` costs for inputs of ``shape``, without the sample axis.
+def cost(model: nn.Module, shape: Sequence[int], dtype: torch.dtype | None = None) -> Cost:
+    """Return what ``model`` costs for inputs of ``shape``, without the sample axis, and its weights' ``dtype``.
 
     Multiply-adds are those of convolutions, linear layers and attention (half of what torch's ``FlopCounterMode``
     counts); norms, activations and pooling are left out, as is usual. The model is run once on zeros, in evaluation
@@ -33,7 +33,7 @@ def cost(model: nn.Module, shape: Sequence[int]) -> Cost:
     counter = FlopCounterMode(display=False)
     try:
         with torch.no_grad(), counter:
-            model.eval()(torch.zeros(1, *shape, dtype=like.dtype, device=like.device))
+            model.eval()(torch.zeros(1, *shape, dtype=dtype or like.dtype, device=like.device))
     finally:
         for layer in training:
             layer.training = True

@@ -10,7 +10,8 @@ from torch import nn
 from wholebatch.core import imports
 from wholebatch.core.errors import ConfigError, nearest
 
-FROM_DATA = ("num_classes", "in_channels", "image_size")  # what is known of the data, and given where it is taken
+# What is known of the data (the last two of text), and given where it is taken.
+FROM_DATA = ("num_classes", "in_channels", "image_size", "vocabulary", "length")
 
 
 def is_foreign(name: str) -> bool:
@@ -24,7 +25,8 @@ def make(name: str, options: dict[str, Any]) -> nn.Module:
     Args:
         name: ``timm:…``, ``torchvision:…`` or ``package.module:function``.
         options: what its maker takes. ``pretrained=True`` takes the weights that its library offers;
-            ``num_classes``, ``in_channels`` and ``image_size`` are passed on where they are taken.
+            ``num_classes``, ``in_channels``, ``image_size``, ``vocabulary`` and ``length`` are passed on where they
+            are taken.
 
     Raises:
         ConfigError: the library is not there or does not load, has no such model, refuses an option, or cannot fetch

@@ -17,6 +17,7 @@ from wholebatch.models.mlp import MLP
 from wholebatch.models.resnet import resnet18, resnet20, resnet56
 from wholebatch.models.resnet9 import ResNet9
 from wholebatch.models.small_cnn import SmallCNN
+from wholebatch.models.transformer import TransformerLM
 from wholebatch.models.vit import ViT
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
@@ -28,6 +29,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet20": resnet20,
     "resnet56": resnet56,
     "vit": ViT,
+    "transformer_lm": TransformerLM,
 }
 
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from wholebatch.config.build import make_model
+from wholebatch.config.build_data import known_of_images
 from wholebatch.core.errors import InputError, RunFolderError
 from wholebatch.core.imports import module
 from wholebatch.trained.inputs import NAME
@@ -72,7 +73,7 @@ def export(run: Opened, folder: Path) -> Iterator[Exported]:
         mode = file.stat().st_mode
         safetensors.save_model(model, str(file), metadata=metadata)
         file.chmod(mode)  # it makes files that only their owner may read
-        again = make_model(run.settings, len(run.inputs.classes), run.inputs.shape).eval()
+        again = make_model(run.settings, known_of_images(len(run.inputs.classes), run.inputs.shape)).eval()
         _forget(again)
         safetensors.load_model(again, str(file))
         weights = _compared(folder, WEIGHTS, file, model, again, batches)

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from wholebatch.config.build import Parts
-from wholebatch.config.build_data import first_image
+from wholebatch.config.build_data import first_input
 from wholebatch.core.errors import DataError, RunFolderError
 from wholebatch.data import Normalize
 from wholebatch.data.images import as_tensor
@@ -92,7 +92,9 @@ def inputs_of(parts: Parts) -> Inputs:
     Raises:
         DataError: its data are no images, or something is done to them that is more than a mean and a deviation.
     """
-    image, transform = first_image(parts.train_data), parts.test_transform
+    image, transform = first_input(parts.train_data), parts.test_transform
+    if image.ndim != 3:
+        raise DataError(f"the model of this run takes no images; its inputs have the shape {tuple(image.shape)}")
     channels, height, width = image.shape
     if isinstance(transform, Normalize):
         mean, std = _plain(transform.mean), _plain(transform.std)

@@ -12,6 +12,7 @@ from torch import nn
 from wholebatch import config, saved
 from wholebatch.checkpoint import load_plain_state
 from wholebatch.config.build import Parts, build, make_model
+from wholebatch.config.build_data import known_of_images
 from wholebatch.config.schema import Config
 from wholebatch.core.errors import RunFolderError
 from wholebatch.core.url import Url
@@ -39,7 +40,7 @@ def opened(folder: Path | Url) -> Opened:
     kept = folder / NAME
     if kept.is_file():
         inputs = Inputs.from_json(kept.read_bytes().decode("utf-8", "replace"), str(kept))
-        model = make_model(settings, len(inputs.classes), inputs.shape)
+        model = make_model(settings, known_of_images(len(inputs.classes), inputs.shape))
     else:
         parts = build(settings)
         inputs, model = inputs_of(parts), parts.model

@@ -21,7 +21,7 @@ def test_the_table_has_every_model(capsys):
     code, out, err = said(capsys)
     lines = out.splitlines()
     assert (code, err) == (0, "")
-    assert lines[0].split() == ["name", "image", "parameters", "multiply-adds"]
+    assert lines[0].split() == ["name", "input", "parameters", "multiply-adds"]
     assert [line.split()[0] for line in lines[1:-1]] == list(MODELS)
     assert "timm:resnet50" in lines[-1]
     assert len({len(line) for line in lines[:-1]}) == 1

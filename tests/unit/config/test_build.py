@@ -152,6 +152,6 @@ def test_the_schemas_own_defaults_build():
 
 def test_a_model_that_does_not_fit_the_images_is_refused_before_anything_is_made():
     with pytest.raises(
-        ConfigError, match=r"model\.name=lenet: it cannot take the images of digits, of shape \(1, 8, 8\)"
+        ConfigError, match=r"model\.name=lenet: it cannot take the samples of digits, of shape \(1, 8, 8\)"
     ):
         build(load("digits", overrides=["model=lenet"]))

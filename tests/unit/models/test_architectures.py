@@ -3,9 +3,9 @@ import torch
 from torch import nn
 
 from wholebatch.models import MLP, MODELS, LeNet, ResNet, SmallCNN, build, cost
+from wholebatch.models.attention import Attention
 from wholebatch.models.norm import NORMS, norm_layer
 from wholebatch.models.resnet import Block
-from wholebatch.models.vit import Attention
 
 SMALL = {"small_cnn": (1, 8, 8), "mlp": (1, 8, 8)}  # the others take 3 x 32 x 32
 RESNETS = ["resnet9", "resnet18", "resnet20", "resnet56"]
@@ -132,6 +132,8 @@ def test_samples_do_not_touch_each_other(name):
         if not parameter.any():
             nn.init.normal_(parameter, std=0.1)
     batch = torch.randn(3, *SMALL.get(name, (3, 32, 32)), dtype=torch.float64)
+    if name == "transformer_lm":
+        batch = torch.randint(256, (3, 11))
     with torch.no_grad():
         alone = torch.cat([model(sample.unsqueeze(0)) for sample in batch])
         torch.testing.assert_close(model(batch), alone, atol=1e-11, rtol=1e-11)
