@@ -1,49 +1,48 @@
-"""What the estimate of the gradient noise scale costs of a step: with it and without, in turn."""
+"""What the estimate of the gradient noise scale costs of a step: two norms, no backward and no copy."""
 
 from __future__ import annotations
-
-import statistics
-import time
 
 import torch
 from torch import nn
 
-from wholebatch import models
-from wholebatch.step import Step
+from benchmarks.timing import one_thread, ratio
+from wholebatch import Step, models
+from wholebatch.sums import NoiseScale
 
-ROUNDS = 60
+ROUNDS = 41
 
 
-def main() -> None:
-    """Print a line per model: milliseconds per step without, with, and the median of their ratio."""
+class _Never(NoiseScale):
+    due = False  # type: ignore[assignment]
+
+
+def _cost(name: str, batch: int, micro_batch: int, steps: int, **options: int) -> float:
     torch.manual_seed(0)
-    torch.set_num_threads(1)
-    images, labels = torch.randn(256, 1, 8, 8), torch.randint(0, 10, (256,))
-    wide = nn.Sequential(nn.Flatten(), nn.Linear(64, 1024), nn.ReLU(), nn.Linear(1024, 10))
-    small_cnn = models.build("small_cnn", num_classes=10, in_channels=1, image_size=8)
-    for name, model in {"small_cnn": small_cnn, "mlp 1024": wide}.items():
-        for batch, micro in ((256, 64), (64, 16), (16, 8)):
-            without, with_it, ratio = compare(model, (images[:batch], labels[:batch]), micro)
-            print(f"{name:<10} batch {batch:>3} in {micro:>2}: {without:7.3f} ms, {with_it:7.3f} ms, {ratio:.3f} times")
+    side = options["image_size"]
+    images, labels = torch.randn(batch, options["in_channels"], side, side), torch.randint(0, 10, (batch,))
+    works = []
+    for measures in (True, False):
+        model = models.build(name, seed=0, num_classes=10, **options)
+        step = Step(model, torch.optim.SGD(model.parameters(), lr=0.01), nn.CrossEntropyLoss(), micro_batch=micro_batch)
+        if not measures:
+            step._accumulator.noise = _Never()
+
+        def work(step: Step = step) -> None:
+            for _ in range(steps):
+                step((images, labels))
+
+        for _ in range(40):  # beyond those at the beginning, which are all measured
+            step((images[:2], labels[:2]))
+        works.append(work)
+    return ratio(works[0], works[1], ROUNDS)
 
 
-def compare(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor], micro: int) -> tuple[float, float, float]:
-    """Return milliseconds of thread time without and with the estimate, and the median ratio of neighbours."""
-    steps = [
-        Step(model, torch.optim.SGD(model.parameters(), lr=0.0), nn.CrossEntropyLoss(), micro_batch=micro)
-        for _ in range(2)
-    ]
-    steps[0].measures_noise = False
-    times: tuple[list[float], list[float]] = ([], [])
-    for place in range(ROUNDS + 5):
-        for which in (0, 1) if place % 2 else (1, 0):
-            begun = time.thread_time()
-            steps[which](batch)
-            if place >= 5:
-                times[which].append(1e3 * (time.thread_time() - begun))
-    ratio = statistics.median(b / a for a, b in zip(*times, strict=True))
-    return statistics.median(times[0]), statistics.median(times[1]), ratio
-
-
-if __name__ == "__main__":
-    main()
+def run() -> list[tuple[str, float, float]]:
+    """Return (claim, measured ratio, bar) for small models, where a step's own work hides least."""
+    digits, mnist = {"image_size": 8, "in_channels": 1}, {"image_size": 28, "in_channels": 1}
+    cases = [("small_cnn", 128, 32, 8, digits), ("small_cnn", 128, 64, 8, digits), ("lenet", 128, 32, 4, mnist)]
+    with one_thread():
+        return [
+            (f"noise scale, {name}, {batch} in {micro}s, to none", _cost(name, batch, micro, steps, **sizes), 1.02)
+            for name, batch, micro, steps, sizes in cases
+        ]

@@ -64,6 +64,7 @@ class Recorder:
                 self._since_record.add(loss_sum, report.weight)
         if every is not None and self.steps % every == 0:
             values = {"loss": _mean(self._since_record), "lr": float(self._lr), "grad_norm": report.grad_norm}
+            values |= self._noise()
             self._since_record.reset()
             self._write("step", "train", values)
         if self._observers:
@@ -76,7 +77,7 @@ class Recorder:
         self.within_epoch = False
         # reading waits for the device, whose work belongs to the time
         metrics, _ = self._metrics.over_processes(current())
-        values = {"loss": _mean(self._of_epoch), **metrics, "lr": float(self._lr)}
+        values = {"loss": _mean(self._of_epoch), **metrics, "lr": float(self._lr), **self._noise()}
         self._write("epoch", "train", {**values, "seconds": round(time.perf_counter() - self._begun, 6)})
 
     def tested(self, values: dict[str, float]) -> None:
@@ -102,6 +103,14 @@ class Recorder:
         self._of_epoch.load_state_dict(state["of_epoch"])
         self._since_record.load_state_dict(state["since_record"])
         self.history.records[:] = [dict(record) for record in records]
+
+    def _noise(self) -> dict[str, float]:
+        """The gradient noise scale and its interval, where it is known."""
+        noise = self._step.noise
+        found, interval = noise.value, noise.interval
+        if found is None or interval is None:
+            return {}
+        return {"noise_scale": found, "noise_low": interval[0], "noise_high": interval[1]}
 
     def _running(self) -> dict[str, float]:
         """What this process knows without asking the others."""

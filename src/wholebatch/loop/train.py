@@ -67,6 +67,8 @@ def train(
                 observer.goes_on_after(recorder.steps)
             observer.start(shape)
         _epochs(run, shape, _windows(run, micro_batch, device), evaluate, keeper)
+        for observer in observers:
+            observer.message(step.noise.sentence())
     return recorder.history
 
 

@@ -144,7 +144,7 @@ class GradientAccumulator:
         ``last`` says that it is the window's last one, whose gradients may travel while backward is under way.
         """
         if not self._sums:
-            self._first = samples
+            self._first = samples if self.noise.due else 0
         elif len(self._sums) == 1 and self._first:
             self._first_norm = self._engine.own_norm()  # not before it is known that there are more
         if loss_sum.requires_grad:
@@ -209,6 +209,7 @@ class GradientAccumulator:
         sums, samples, micro_batches, parameters = self._sums, self.samples, len(self._sums), self.parameters
         small = None if error is not None else self._first_mean(first_weight, fixed_weight is not None)
         first = float(self._first)
+        self.noise.windows += 1
         self._sums, self._weights = [], []
         if self._engine.processes.size > 1:
             whole = self._engine.finish(_totals(sums, total, samples, micro_batches, small, first), error)

@@ -23,8 +23,10 @@ from torch import Tensor
 
 from wholebatch.core.errors import InputError
 
-DECAY = 0.99  # per step: the sums are of about the last hundred
-LEAST = 10  # steps until there is something to say
+DECAY = 0.99  # per measured step: the sums are of about the last hundred of them
+LEAST = 10  # measured steps until there is something to say
+EVERY_ONE = 32  # steps at the beginning that are all measured
+EVERY = 4  # of those after them one in so many: norms cost a small model more than 2 % of a step
 _AT_ONCE = 256  # norms that wait on the device before they are read together
 _SUMS = ("steps", "v", "t", "g", "vv", "vt", "vg", "tt", "tg", "gg")
 
@@ -45,9 +47,10 @@ def pair_estimate(small: float, big: float, first: float, samples: float) -> tup
 
 
 class NoiseScale:
-    """An estimate of the gradient noise scale, in samples, over about the last hundred steps.
+    """An estimate of the gradient noise scale, in samples, over about the last hundred steps that were added.
 
-    What is added may be on a device: it is read when somebody asks, or many at a time.
+    ``windows`` counts the steps that were made, whether they were added or not. What is added may be on a device: it
+    is read when somebody asks, or many at a time.
 
     >>> noise = NoiseScale()
     >>> for step in range(20):
@@ -58,6 +61,7 @@ class NoiseScale:
 
     def __init__(self, decay: float = DECAY) -> None:
         self.decay = decay
+        self.windows = 0
         self._sums = dict.fromkeys(_SUMS, 0.0)
         self._waiting: list[tuple[float | Tensor, float | Tensor, float, float]] = []
 
@@ -76,6 +80,11 @@ class NoiseScale:
             self._waiting.append((small, big, first, samples))
             if len(self._waiting) >= _AT_ONCE:
                 self._fold()
+
+    @property
+    def due(self) -> bool:
+        """Whether the present step is to be measured: the first ones are, and every fourth one after them."""
+        return self.windows < EVERY_ONE or self.windows % EVERY == 0
 
     @property
     def value(self) -> float | None:
@@ -110,13 +119,13 @@ class NoiseScale:
     def copy(self) -> Self:
         """Return it as it is now; nothing is read."""
         other = type(self)(self.decay)
-        other._sums, other._waiting = dict(self._sums), list(self._waiting)
+        other.windows, other._sums, other._waiting = self.windows, dict(self._sums), list(self._waiting)
         return other
 
     def state_dict(self) -> dict[str, float]:
         """Return the sums; the host waits for the device."""
         self._fold()
-        return {"decay": self.decay, **self._sums}
+        return {"decay": self.decay, "windows": self.windows, **self._sums}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from sums that :meth:`state_dict` gave.
@@ -124,11 +133,28 @@ class NoiseScale:
         Raises:
             InputError: it gave something else.
         """
-        missing = [name for name in ("decay", *_SUMS) if name not in state]
+        missing = [name for name in ("decay", "windows", *_SUMS) if name not in state]
         if missing:
             raise InputError(f"this is no state of a noise scale: {', '.join(missing)} missing")
-        self.decay, self._waiting = float(state["decay"]), []
+        self.decay, self.windows, self._waiting = float(state["decay"]), int(state["windows"]), []
         self._sums = {name: float(state[name]) for name in _SUMS}
+
+    def sentence(self) -> str:
+        """Say in one line what the estimate is, and what it is good for.
+
+        >>> NoiseScale().sentence()
+        'gradient noise scale: not known yet (too few steps, or too much noise for an estimate)'
+        """
+        found, interval = self.value, self.interval
+        if self.windows and not self._sums["steps"]:
+            return "gradient noise scale: not measured (it takes several micro-batches, or several processes)"
+        if found is None or interval is None:
+            return "gradient noise scale: not known yet (too few steps, or too much noise for an estimate)"
+        low, high = (_rounded(end) for end in interval)
+        return (
+            f"gradient noise scale about {_rounded(found)} ({low}–{high}), an estimate: "
+            "batches well under it usually still gain from doubling"
+        )
 
     def _fold(self) -> None:
         """Read what waits, and add it."""
@@ -163,23 +189,6 @@ def _read(norms: list[float | Tensor]) -> list[float]:
             by_device.setdefault(norm.device, []).append(norm.detach().reshape(()))
     read = {device: iter(torch.stack(some).tolist()) for device, some in by_device.items()}
     return [next(read[norm.device]) if isinstance(norm, Tensor) else float(norm) for norm in norms]
-
-
-def sentence(noise: NoiseScale) -> str:
-    """Say in one line what the estimate is, and what it is good for.
-
-    >>> noise = NoiseScale()
-    >>> sentence(noise)
-    'gradient noise scale: not known yet, too few steps or too much noise for an estimate'
-    """
-    found, interval = noise.value, noise.interval
-    if found is None or interval is None:
-        return "gradient noise scale: not known yet, too few steps or too much noise for an estimate"
-    low, high = (_rounded(end) for end in interval)
-    return (
-        f"gradient noise scale about {_rounded(found)} ({low}–{high}), an estimate: "
-        "batches well under it usually still gain from doubling"
-    )
 
 
 def _rounded(number: float) -> str:
