@@ -71,6 +71,7 @@ def _train(
         loss=parts.loss,
         optimizer=parts.optimizer,
         epochs=settings.epochs,
+        batch_lr_rule=settings.batch_lr_rule,
         schedule=parts.schedule,
         schedule_unit=settings.schedule_unit,
         micro_batch=settings.resolved_micro_batch(),
@@ -117,7 +118,7 @@ def evaluate_run(folder: Path | Url, overrides: list[str]) -> dict[str, float]:
 def _train_loader(settings: Config, parts: Parts) -> BatchLoader:
     return BatchLoader(
         parts.train_data,
-        settings.batch_size,
+        settings.sizes(),
         seed=settings.seed,
         transform=parts.train_transform or Compose(),
         mix=parts.mix,
@@ -128,7 +129,7 @@ def _train_loader(settings: Config, parts: Parts) -> BatchLoader:
 def _test_loader(settings: Config, parts: Parts) -> BatchLoader:
     """The test data, as many at once as training has."""
     size = settings.resolved_micro_batch()
-    at_once = settings.batch_size if size == "auto" else int(size)
+    at_once = settings.sizes().first if size == "auto" else int(size)
     transform = parts.test_transform or Compose()
     return BatchLoader(parts.test_data, at_once, shuffle=False, transform=transform, workers=settings.workers)
 
@@ -187,7 +188,7 @@ def _promise(settings: Config, parts: Parts, last: loop.LastStep) -> str:
     """One line: the last step made once more with another micro-batch, on this machine."""
     if not last.kept:
         return "the last step was made before the run went on here, so it is not made once more"
-    before = (parts.steps_per_epoch - 1) * settings.batch_size
+    before, _ = settings.sizes().cuts(settings.epochs - 1, len(parts.train_data))[-1]
     samples = len(parts.train_data) - before
     size = settings.resolved_micro_batch()
     micro = samples if size == "auto" else min(int(size), samples)

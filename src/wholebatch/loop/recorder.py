@@ -10,6 +10,7 @@ from torch import Tensor
 
 from wholebatch.core.processes import current
 from wholebatch.core.record import History, Observer, Progress, Record
+from wholebatch.loop.batch_rate import BatchRate
 from wholebatch.loop.metrics import Metrics
 from wholebatch.step import Step, StepReport
 from wholebatch.sums import Accumulator
@@ -20,10 +21,18 @@ _COUNTS = ("steps", "samples", "epoch", "within_epoch", "_steps_before")
 class Recorder:
     """Counts steps and samples, sums losses, and writes the records of one run."""
 
-    def __init__(self, step: Step, metrics: Metrics, observers: Sequence[Observer], log_every: int | None) -> None:
+    def __init__(
+        self,
+        step: Step,
+        metrics: Metrics,
+        observers: Sequence[Observer],
+        log_every: int | None,
+        batch_rate: BatchRate | None = None,
+    ) -> None:
         self.history = History()
         self.steps = self.samples = self.epoch = 0
         self._step, self._metrics, self._observers, self._log_every = step, metrics, observers, log_every
+        self._batch_rate = batch_rate
         self._of_epoch = Accumulator("loss", "weight")
         self._since_record = Accumulator("loss", "weight")
         self.within_epoch = False
@@ -51,6 +60,8 @@ class Recorder:
         """Keep the learning rate that the next step uses: the largest of the parameter groups'."""
         rate = max([group["lr"] for group in self._step.optimizer.param_groups])
         self._lr = rate.clone() if isinstance(rate, Tensor) else rate  # a schedule fills a tensor in place
+        if self._batch_rate is not None:
+            self._lr = self._lr * self._batch_rate.factor
 
     def step(self, report: StepReport) -> None:
         """A step was made."""

@@ -207,7 +207,9 @@ class GradientAccumulator:
         """
         total = float(_total(self._weights) if weight is None else weight)
         sums, samples, micro_batches, parameters = self._sums, self.samples, len(self._sums), self.parameters
-        small = None if error is not None else self._first_mean(first_weight, fixed_weight is not None)
+        small: Tensor | float | None = (
+            None if error is not None else self._first_mean(first_weight, fixed_weight is not None)
+        )
         first = float(self._first)
         self.noise.windows += 1
         self._sums, self._weights = [], []
@@ -232,13 +234,13 @@ class GradientAccumulator:
         if not skipped:
             measured = small is not None and first < samples
             if clip_norm is not None or measured:
-                report._norm = norm_of(gradients)
-            if measured:
-                # what is not divided by a weight that grows with the samples is a sum of theirs
-                per_sample = 1.0 if fixed_weight is None else fixed_weight / samples
-                self.noise.add(small, report._norm * per_sample, first, samples)
-            if clip_norm is not None:
-                clip_(gradients, clip_norm, report._norm)
+                report._norm = norm = norm_of(gradients)
+                if small is not None and measured:
+                    # what is not divided by a weight that grows with the samples is a sum of theirs
+                    per_sample = 1.0 if fixed_weight is None else fixed_weight / samples
+                    self.noise.add(small, norm * per_sample, first, samples)
+                if clip_norm is not None:
+                    clip_(gradients, clip_norm, norm)
             optimizer.step()
         return report
 
@@ -273,13 +275,13 @@ class GradientAccumulator:
 
 
 def _totals(
-    sums: Sequence[Tensor], total: float, samples: int, micro_batches: int, small: Tensor | None, first: float
+    sums: Sequence[Tensor], total: float, samples: int, micro_batches: int, small: Tensor | float | None, first: float
 ) -> Totals:
     """What this process brings, in one read of the device."""
     loss = torch.stack(list(sums)).sum(dtype=torch.float64) if sums else torch.zeros((), dtype=torch.float64)
     if small is None:
         return Totals(float(loss), total, samples, micro_batches)
-    value, norm = torch.stack([loss, small.to(loss)]).tolist()
+    value, norm = torch.stack([loss, torch.as_tensor(small).to(loss)]).tolist()
     if not math.isfinite(norm):
         return Totals(value, total, samples, micro_batches)
     return Totals(value, total, samples, micro_batches, first * norm * norm, first, 1.0)
