@@ -148,7 +148,7 @@ def train(
     processes = parallel_processes.init()
     loader = _loader(data, _sizes(batch_size, batch_size_unit), seed, shuffle=True, workers=workers)
     micro_batch = _micro_batch(micro_batch, accumulation_steps, loader.batch_size)
-    where = _device(device, model)
+    where = device_for(device, model)
     model.to(where)
     engine = parallel_processes.engine(parallel, model)
     made = optimizer if isinstance(optimizer, Optimizer) or not callable(optimizer) else optimizer(model.parameters())
@@ -253,7 +253,7 @@ def evaluate(
     check_model(model)
     parallel_processes.init()
     own = next((p.device for p in model.parameters()), torch.device("cpu"))
-    where = own if device == "auto" else _device(device, model)
+    where = own if device == "auto" else device_for(device, model)
     model.to(where)
     with closing(_evaluation_loader(data, batch_size, workers)) as loader:
         return _evaluation(model, loader, loss, metrics, where, inputs, targets)()
@@ -343,7 +343,12 @@ def _micro_batch(micro_batch: int | str, accumulation_steps: int | None, batch_s
     return math.ceil(batch_size / accumulation_steps)
 
 
-def _device(device: str | torch.device, model: nn.Module) -> torch.device:
+def device_for(device: str | torch.device, model: nn.Module) -> torch.device:
+    """Return the device that ``device`` means for ``model``.
+
+    Raises:
+        ConfigError: it cannot be used.
+    """
     if device == "auto":
         found = next((p.device for p in model.parameters()), torch.device("cpu"))
         return torch.device("cuda") if found.type == "cpu" and torch.cuda.is_available() else found

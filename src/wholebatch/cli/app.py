@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from wholebatch.cli import config, data, demo, evaluate, models, plan, plot, train, verify
+from wholebatch.cli import branch, config, data, demo, evaluate, models, plan, plot, train, verify
 from wholebatch.cli.words import WORDS
 from wholebatch.version import __version__
 
@@ -26,6 +26,7 @@ def make() -> typer.Typer:
     learn = "With nothing else, trains on digits; no data are downloaded."
     app.command("train", context_settings=WORDS, epilog=learn)(train.train)
     app.command("evaluate", context_settings=WORDS)(evaluate.evaluate)
+    app.command("branch", context_settings=WORDS)(branch.branch)
     app.command("plan", context_settings=WORDS)(plan.plan)
     app.command("plot")(plot.plot)
     app.command("verify", context_settings=WORDS)(verify.verify)
