@@ -183,12 +183,17 @@ def _draw_accuracies(axes: Axes, history: History, places: Places) -> Axes | Non
 
 def _draw_noise(axes: Axes, history: History, places: Places) -> None:
     """The gradient noise scale over its interval, in samples, on a log axis."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
     scale, low, high = (_of_steps_or_epochs(history, places, key) for key in ("noise_scale", "noise_low", "noise_high"))
     marker = "o" if len(scale.x) == 1 else ""
     axes.plot(scale.x, scale.y, color=_INK, linewidth=1.6, marker=marker, clip_on=False)
     axes.fill_between(low.x, low.y, high.y, color=_INK, alpha=0.15, linewidth=0)
     if min(low.y) > 0:
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=4))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(lambda value, place: f"{value:,g}")
     axes.set_ylabel("noise\nscale")
     axes.spines["right"].set_visible(False)
     axes.grid(True)
