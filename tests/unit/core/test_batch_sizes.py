@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from wholebatch.core.batch_sizes import BatchSizes
-from wholebatch.core.errors import ConfigError, InputError
+from wholebatch.core.errors import ConfigError, InputError, InputTypeError
 
 
 @pytest.mark.parametrize("drop_last", [False, True])
@@ -37,7 +37,7 @@ def test_a_size_holds_from_its_beginning_on() -> None:
     "spec", [{}, {1: 8}, {0: 0}, {0: 8, "2": 9}, {0: 8, -1: 9}, {0: True}, 0, "8", None, 2.5, lambda n: 0]
 )
 def test_what_is_no_schedule_is_refused(spec: Any) -> None:
-    with pytest.raises(InputError, match="batch_size"):
+    with pytest.raises((InputError, InputTypeError), match="batch_size"):
         BatchSizes(spec)
     with pytest.raises(ConfigError, match="did you mean 'epoch'"):
         BatchSizes(8, "epochs")

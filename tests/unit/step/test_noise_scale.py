@@ -78,13 +78,14 @@ def test_known_noise_is_found_through_the_step() -> None:
 
 
 def test_a_report_keeps_what_its_step_knew_and_a_state_goes_on() -> None:
-    step, reports = make(net(), nn.CrossEntropyLoss(), micro_batch=4), []
+    step, reports = make(net(), nn.CrossEntropyLoss(), micro_batch=8), []
     for seed in range(14):
-        reports.append(step(data(11, seed)))
+        x, y = data(32, seed)
+        reports.append(step((x + 2, 0 * y)))
     first, state = reports[11].noise_scale, step.state_dict()
     assert first is not None
     assert first != reports[13].noise_scale
-    other = make(net(), nn.CrossEntropyLoss(), micro_batch=4)
+    other = make(net(), nn.CrossEntropyLoss(), micro_batch=8)
     other.load_state_dict(state)
     assert other.noise.value == reports[13].noise_scale
     del state["noise"]
