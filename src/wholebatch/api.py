@@ -6,7 +6,7 @@ import copy
 import math
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from wholebatch import loop, saved
 from wholebatch import parallel as parallel_processes
 from wholebatch import schedule as schedules
 from wholebatch.checkpoint import Every, seconds_of
+from wholebatch.core.batch_sizes import BatchSizes
 from wholebatch.core.errors import ConfigError, InputError, nearest
 from wholebatch.core.record import History, Observer, RunShape
 from wholebatch.core.url import location
@@ -44,7 +45,9 @@ def train(
     *,
     loss: Any,
     optimizer: Optimizer | Callable[..., Optimizer],
-    batch_size: int | None = None,
+    batch_size: int | Mapping[int, int] | Callable[[int], int] | None = None,
+    batch_size_unit: str = "epoch",
+    batch_lr_rule: str | None = None,
     epochs: int = 10,
     schedule: Callable[[float], float] | LRScheduler | None = None,
     schedule_unit: str = "step",
@@ -82,7 +85,11 @@ def train(
             ``IterableDataset``, a ``DataLoader`` or a ``BatchLoader``.
         loss: what :class:`wholebatch.Step` takes.
         optimizer: an optimizer of the model's parameters, or a callable that makes one of them.
-        batch_size: samples of one optimizer step: 512, or the loader's own.
+        batch_size: samples of one optimizer step: 512, or the loader's own. Or a schedule of them: a mapping from where
+            a size begins, such as ``{0: 128, 10: 256}``, or a function of the progress.
+        batch_size_unit: what that schedule counts, from 0: "epoch", or "samples" drawn since training began.
+        batch_lr_rule: how the learning rate follows: None (not at all), "linear" or "sqrt" (in every step it is the
+            rate that the optimizer or ``schedule`` says, scaled from the first batch size; :func:`scale_lr`).
         epochs: passes over the data.
         schedule: the learning rate as a function of progress, or an ``LRScheduler``.
         schedule_unit: what the schedule counts: "step" (applied optimizer steps) or "epoch".
@@ -139,9 +146,9 @@ def train(
         raise ConfigError(f"schedule_unit={schedule_unit!r}; expected 'step' or 'epoch'{hint}")
     check_model(model)
     processes = parallel_processes.init()
-    loader = _loader(data, batch_size, seed, shuffle=True, workers=workers)
+    loader = _loader(data, _sizes(batch_size, batch_size_unit), seed, shuffle=True, workers=workers)
     micro_batch = _micro_batch(micro_batch, accumulation_steps, loader.batch_size)
-    where = _device(device, model)
+    where = device_for(device, model)
     model.to(where)
     engine = parallel_processes.engine(parallel, model)
     made = optimizer if isinstance(optimizer, Optimizer) or not callable(optimizer) else optimizer(model.parameters())
@@ -165,6 +172,8 @@ def train(
     kept_somewhere = run_dir is not None or resume is not False
     shared = kept_somewhere or processes.size > 1
     facts = loop.facts_of(step, loader, loss, schedule, schedule_unit) if shared else {}
+    batch_rate = None if batch_lr_rule is None else loop.BatchRate(made, loader, batch_lr_rule)
+    facts |= {} if batch_rate is None else {"batch_lr_rule": batch_lr_rule}
     more = {"epochs": epochs, "run_dir": kept_somewhere, "resume": str(resume), "log_every": log_every}
     asked = {
         **more,
@@ -199,6 +208,7 @@ def train(
             keeper=None if run_dir is None else saved.keeper(kept, processes, told, every=every, time_limit=limit),
             beginning=beginning,
             facts=facts,
+            batch_rate=batch_rate,
         )
 
 
@@ -243,7 +253,7 @@ def evaluate(
     check_model(model)
     parallel_processes.init()
     own = next((p.device for p in model.parameters()), torch.device("cpu"))
-    where = own if device == "auto" else _device(device, model)
+    where = own if device == "auto" else device_for(device, model)
     model.to(where)
     with closing(_evaluation_loader(data, batch_size, workers)) as loader:
         return _evaluation(model, loader, loss, metrics, where, inputs, targets)()
@@ -289,7 +299,17 @@ def _evaluation_loader(data: Any, batch_size: int | None, workers: int) -> Batch
     return _loader(data, size, 0, shuffle=False, workers=workers)
 
 
-def _loader(data: Any, batch_size: int | None, seed: int, shuffle: bool, workers: int) -> BatchLoader | StreamLoader:
+def _sizes(batch_size: Any, unit: str) -> int | BatchSizes | None:
+    """The schedule of batch sizes, or the one there is."""
+    scheduled = isinstance(batch_size, Mapping) or callable(batch_size)
+    if not scheduled and unit != "epoch":
+        raise ConfigError(f"batch_size_unit={unit!r} is about a schedule of batch sizes; batch_size is {batch_size!r}")
+    return BatchSizes(batch_size, unit) if scheduled else batch_size
+
+
+def _loader(
+    data: Any, batch_size: int | BatchSizes | None, seed: int, shuffle: bool, workers: int
+) -> BatchLoader | StreamLoader:
     own = batch_size is None and (isinstance(data, BatchLoader | StreamLoader) or getattr(data, "batch_size", None))
     size = batch_size if own or batch_size is not None else _BATCH_SIZE
     return as_loader(data, size, seed=seed, shuffle=shuffle, workers=workers)
@@ -323,7 +343,12 @@ def _micro_batch(micro_batch: int | str, accumulation_steps: int | None, batch_s
     return math.ceil(batch_size / accumulation_steps)
 
 
-def _device(device: str | torch.device, model: nn.Module) -> torch.device:
+def device_for(device: str | torch.device, model: nn.Module) -> torch.device:
+    """Return the device that ``device`` means for ``model``.
+
+    Raises:
+        ConfigError: it cannot be used.
+    """
     if device == "auto":
         found = next((p.device for p in model.parameters()), torch.device("cpu"))
         return torch.device("cuda") if found.type == "cpu" and torch.cuda.is_available() else found
@@ -339,27 +364,37 @@ def _device(device: str | torch.device, model: nn.Module) -> torch.device:
 def _shape(
     loader: BatchLoader | StreamLoader, epochs: int, device: torch.device, run_dir: Any, evaluates: bool
 ) -> RunShape:
+    by_epoch = None
+    if isinstance(loader, BatchLoader) and not loader.sizes.fixed:
+        by_epoch = tuple(loader.batches_in(epoch) for epoch in range(epochs))
     try:
-        steps = len(loader)
+        steps = None if by_epoch else len(loader)
     except TypeError:
         steps = None
     folder = None if run_dir is None else location(run_dir)
     return RunShape(
-        epochs, steps, loader.samples, loader.batch_size or 0, str(device), run_dir=folder, evaluates=evaluates
+        epochs,
+        steps,
+        loader.samples,
+        loader.batch_size or 0,
+        str(device),
+        run_dir=folder,
+        evaluates=evaluates,
+        steps_by_epoch=by_epoch,
     )
 
 
 def _warn_of_short_schedule(schedule: Any, shape: RunShape, unit: str) -> None:
     """A schedule written for epochs ends long before training does where steps are counted."""
-    per_epoch = 1 if unit == "epoch" else shape.steps_per_epoch
+    whole = shape.epochs if unit == "epoch" else shape.steps
     end = _end_of(schedule)
-    if per_epoch is None or end >= _SHORT * shape.epochs * per_epoch:
+    if whole is None or end >= _SHORT * whole:
         return
-    repair = f"plan it for {shape.epochs * per_epoch} {unit}s"
+    repair = f"plan it for {whole} {unit}s"
     if unit == "step":
         repair += " or, if it counts epochs, say schedule_unit='epoch'"
     warnings.warn(
-        f"the schedule ends after {end:g} {unit}s, but training goes on for {shape.epochs * per_epoch}; {repair}",
+        f"the schedule ends after {end:g} {unit}s, but training goes on for {whole}; {repair}",
         UserWarning,
         stacklevel=4,  # train is wrapped once
     )

@@ -81,6 +81,7 @@ def _train(
         loss=parts.loss,
         optimizer=parts.optimizer,
         epochs=settings.epochs,
+        batch_lr_rule=settings.batch_lr_rule,
         schedule=parts.schedule,
         schedule_unit=settings.schedule_unit,
         micro_batch=settings.resolved_micro_batch(),
@@ -108,7 +109,7 @@ def _how_to_go_on(folder: Path | Url) -> str:
 def _train_loader(settings: Config, parts: Parts) -> BatchLoader:
     return BatchLoader(
         parts.train_data,
-        settings.batch_size,
+        settings.sizes(),
         seed=settings.seed,
         transform=parts.train_transform or Compose(),
         mix=parts.mix,
@@ -170,7 +171,7 @@ def _promise(settings: Config, parts: Parts, last: loop.LastStep) -> str:
     """One line: the last step made once more with another micro-batch, on this machine."""
     if not last.kept:
         return "the last step was made before the run went on here, so it is not made once more"
-    before = (parts.steps_per_epoch - 1) * settings.batch_size
+    before, _ = settings.sizes().cuts(settings.epochs - 1, len(parts.train_data))[-1]
     samples = len(parts.train_data) - before
     size = settings.resolved_micro_batch()
     micro = samples if size == "auto" else min(int(size), samples)

@@ -73,11 +73,28 @@ def newest(folder: Path | Url, say: Say | None = None) -> dict[str, Any]:
         RunFolderError: there is none.
         CheckpointError: it cannot be read.
     """
+    return state_of(folder, say=say).model
+
+
+def state_of(folder: Path | Url, step: int | None = None, say: Say | None = None) -> RunState:
+    """Return what a run's newest good checkpoint holds, or the one after ``step`` steps.
+
+    Raises:
+        RunFolderError: there is none.
+        CheckpointError: it cannot be read.
+    """
     store = store_at(folder, say=say)
-    checkpoint = store.newest()
-    if checkpoint is None:
-        raise RunFolderError(f"{folder} holds no good checkpoint; did its training begin?")
-    return RunState.from_dict(store.load(checkpoint)).model
+    if step is None:
+        checkpoint = store.newest()
+        if checkpoint is None:
+            raise RunFolderError(f"{folder} holds no good checkpoint; did its training begin?")
+    else:
+        found = {one.step: one for one in store.list()}
+        if step not in found:
+            there = ", ".join(map(str, sorted(found))) or "none"
+            raise RunFolderError(f"{folder} holds no checkpoint after {step} steps; there are: {there}")
+        checkpoint = found[step]
+    return RunState.from_dict(store.load(checkpoint))
 
 
 def _folder(run_dir: Any, resume: Any, first: bool, say: Say | None) -> RunFolder | None:

@@ -76,7 +76,9 @@ def train(folder: Any, made: nn.Module | None = None, **options: Any) -> tuple[l
 
 
 def plain(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{name: value for name, value in record.items() if name != "seconds"} for record in records]
+    """Without times, and without the one estimate that depends on how batches are cut."""
+    left_out = {"seconds", "noise_scale", "noise_low", "noise_high"}
+    return [{name: value for name, value in record.items() if name not in left_out} for record in records]
 
 
 def interrupted(rank: int, size: int, folder: str, at: int | None, options: dict[str, Any]) -> Any:

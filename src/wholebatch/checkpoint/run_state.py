@@ -27,7 +27,7 @@ def _versions() -> dict[str, str]:
 class RunState:
     """A run between two steps. All of it is plain: dicts and lists of tensors, numbers and strings.
 
-    Nothing in it depends on the number of processes or on the micro-batch.
+    Nothing in it depends on the number of processes or on the micro-batch, but for the estimate of the gradient noise.
 
     Attributes:
         model: its weights and buffers (:func:`wholebatch.checkpoint.plain_state`).

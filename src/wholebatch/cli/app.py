@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from wholebatch.cli import config, data, demo, evaluate, export, models, plan, plot, predict, train, verify
+from wholebatch.cli import branch, config, data, demo, evaluate, export, models, plan, plot, predict, train, verify
 from wholebatch.cli.words import WORDS
 from wholebatch.version import __version__
 
@@ -28,6 +28,7 @@ def make() -> typer.Typer:
     app.command("evaluate", context_settings=WORDS)(evaluate.evaluate)
     app.command("predict")(predict.predict)
     app.command("export")(export.export)
+    app.command("branch", context_settings=WORDS)(branch.branch)
     app.command("plan", context_settings=WORDS)(plan.plan)
     app.command("plot")(plot.plot)
     app.command("verify", context_settings=WORDS)(verify.verify)

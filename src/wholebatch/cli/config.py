@@ -35,5 +35,9 @@ def _validate(words: list[str], files: list[Path]) -> None:
     parameters = sum(parameter.numel() for parameter in parts.model.parameters())
     print(
         f"valid: {config.model.name} with {parameters:,} parameters on {len(parts.train_data):,} samples of "
-        f"{config.data.name}, {config.epochs} epochs of {parts.steps_per_epoch} steps"
+        f"{config.data.name}, {_steps(config.epochs, parts.steps_per_epoch, parts.steps)}"
     )
+
+
+def _steps(epochs: int, of_first: int, in_all: int) -> str:
+    return f"{epochs} epochs of {of_first} steps" if in_all == epochs * of_first else f"{epochs} epochs, {in_all} steps"

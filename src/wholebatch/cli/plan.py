@@ -58,10 +58,10 @@ def _plan(
 
     plain = planned()
     if as_json:
-        print(json.dumps(plain.as_dict(config.batch_size)))
+        print(json.dumps(plain.as_dict(config.sizes().largest or config.sizes().first)))
         return
     print(f"{config.model.name} on {config.data.name}, {type(parts.optimizer).__name__}, {parts.precision}")
-    for line in _sizes(plain, config.batch_size):
+    for line in _sizes(plain, config.sizes().largest or config.sizes().first):
         print(line)
     print(
         "\nwith instead" + " " * 14 + "a sample    fits at once" if memory else "\nwith instead" + " " * 14 + "a sample"

@@ -59,7 +59,8 @@ class Parts:
     loss: nn.Module
     num_classes: int
     classes: tuple[str, ...]
-    steps_per_epoch: int  # optimizer steps; the last batch of an epoch may be shorter
+    steps_per_epoch: int  # optimizer steps of the first epoch; the last batch of an epoch may be shorter
+    steps: int  # optimizer steps of the whole training
     progress: int  # where training ends, in schedule_unit; compare with schedule.end
     precision: str = "fp32"  # what "auto" came to
     channels_last: bool = False  # likewise; the model is laid out so
@@ -85,8 +86,10 @@ def build(config: Config) -> Parts:
     last = arithmetic.channels_last(config, model)
     if last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    steps_per_epoch = -(-len(train_data) // config.batch_size)
-    progress = config.epochs * (steps_per_epoch if config.schedule_unit == "step" else 1)
+    sizes = config.sizes()
+    steps = [sizes.steps(epoch, len(train_data)) for epoch in range(1 if sizes.fixed else config.epochs)]
+    in_all = config.epochs * steps[0] if sizes.fixed else sum(steps)
+    progress = in_all if config.schedule_unit == "step" else config.epochs
     return Parts(
         train_data=train_data,
         test_data=test_data,
@@ -100,7 +103,8 @@ def build(config: Config) -> Parts:
         loss=LOSSES[config.loss.name](label_smoothing=config.loss.label_smoothing),
         num_classes=len(classes),
         classes=classes,
-        steps_per_epoch=steps_per_epoch,
+        steps_per_epoch=steps[0],
+        steps=in_all,
         progress=progress,
         precision=arithmetic.precision(config),
         channels_last=last,

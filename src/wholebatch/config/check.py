@@ -36,7 +36,7 @@ def _reads(reader: str, text: str) -> bool:
 
 _COUNT = f"a whole number from 1 to {_LARGEST}"
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "batch_size": (_at_least_1, _COUNT),
+    "batch_size": (lambda v: type(v) is int and _at_least_1(v), f"{_COUNT}, or a mapping such as {{0: 128, 10: 256}}"),
     "micro_batch": (lambda v: v == "auto" or (isinstance(v, int) and _at_least_1(v)), f"auto, or {_COUNT}"),
     "accumulation_steps": (_at_least_1, f"null, or {_COUNT}"),
     "epochs": (_at_least_1, _COUNT),
@@ -55,6 +55,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         "null, or a time such as 90 (seconds), 10 min or 2 h",
     ),
     "workers": (lambda v: 0 <= v <= 4096, "a whole number of processes, 0 to 4096"),
+    "batch_lr_rule": (lambda v: v in (None, "linear", "sqrt"), "null, linear or sqrt"),
     "log_every": (_at_least_1, f"null, or {_COUNT}"),
     "run_dir": (lambda v: v is None or bool(v.strip()), "null, or the path of a folder"),
     "data.root": (lambda v: v is None or bool(v.strip()), "null, or the path of a folder"),
@@ -83,6 +84,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 _CHOICES = {
     "schedule_unit": ("step", "epoch"),
+    "batch_size_unit": ("epoch", "samples"),
     "precision": ("fp32", "bf16", "auto"),
     "data.augment.crop_mode": ("constant", "reflect"),
     "data.augment.callable_per": ("sample", "batch"),
@@ -115,10 +117,13 @@ def check(config: Config) -> None:
                 f"{key}={inline(value)}: expected {' or '.join(_CHOICES[key])}{nearest(value, _CHOICES[key])}"
             )
     _check_normalize(config.data.normalize)
-    if config.accumulation_steps is not None and config.accumulation_steps > config.batch_size:
+    sizes = config.sizes()
+    if sizes.largest is None or sizes.largest > _LARGEST:
+        raise ConfigError(f"batch_size={inline(config.batch_size)}: expected {_RULES['batch_size'][1]}")
+    if config.accumulation_steps is not None and config.accumulation_steps > sizes.first:
         raise ConfigError(
-            f"accumulation_steps={config.accumulation_steps}: a batch of {config.batch_size} samples cannot be cut "
-            f"into more passes than samples; expected 1 to {config.batch_size}"
+            f"accumulation_steps={config.accumulation_steps}: a batch of {sizes.first} samples cannot be cut "
+            f"into more passes than samples; expected 1 to {sizes.first}"
         )
 
 

@@ -15,6 +15,8 @@ import textwrap
 from dataclasses import dataclass, field
 from typing import Any, get_type_hints
 
+from wholebatch.core.batch_sizes import BatchSizes
+
 NAMED_BY = {"data": "name", "model": "name", "optimizer": "name", "schedule": "shape", "loss": "name"}
 """The groups, and the field that says which one: ``model=lenet`` is short for ``model.name=lenet``."""
 
@@ -143,8 +145,12 @@ class Config:
     """recipe this configuration starts from"""
     preset: str | None = None
     """settings laid over the recipe's own, of those that the recipe has by name; null: none"""
-    batch_size: int = 128
-    """samples of one optimizer step"""
+    batch_size: Any = 128
+    """samples of one optimizer step; or a schedule of them, such as {0: 128, 10: 256} (256 from epoch 10 on)"""
+    batch_size_unit: str = "epoch"
+    """what a schedule of batch sizes counts: epoch, or samples drawn since training began"""
+    batch_lr_rule: str | None = None
+    """how the learning rate follows a schedule of batch sizes: linear, sqrt, or null (not at all)"""
     micro_batch: int | str = "auto"
     """samples of one forward and backward pass, or auto; the result does not depend on it"""
     accumulation_steps: int | None = None
@@ -198,7 +204,15 @@ class Config:
         """
         if self.accumulation_steps is None:
             return self.micro_batch
-        return -(-self.batch_size // self.accumulation_steps)
+        return -(-self.sizes().first // self.accumulation_steps)
+
+    def sizes(self) -> BatchSizes:
+        """Return the batch sizes, a number being a schedule, too.
+
+        >>> Config(batch_size={0: 128, 10: 256}).sizes().largest
+        256
+        """
+        return BatchSizes(self.batch_size, self.batch_size_unit)
 
 
 @functools.cache
@@ -206,7 +220,7 @@ def field_docs(group: type) -> dict[str, str]:
     """Return the first line of the docstring under each field of a dataclass.
 
     >>> field_docs(Config)["batch_size"]
-    'samples of one optimizer step'
+    'samples of one optimizer step; or a schedule of them, such as {0: 128, 10: 256} (256 from epoch 10 on)'
     """
     body = ast.parse(textwrap.dedent(inspect.getsource(group))).body[0]
     assert isinstance(body, ast.ClassDef)

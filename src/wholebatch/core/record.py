@@ -29,6 +29,20 @@ class RunShape:
     title: str = ""
     run_dir: Path | Url | None = None
     evaluates: bool = False  # every epoch's "train" record is followed by a "test" record
+    steps_by_epoch: tuple[int, ...] | None = None  # where epochs differ, and ``steps_per_epoch`` is None
+
+    @property
+    def steps(self) -> int | None:
+        """Steps of the whole run."""
+        if self.steps_by_epoch is not None:
+            return sum(self.steps_by_epoch)
+        return None if self.steps_per_epoch is None else self.epochs * self.steps_per_epoch
+
+    def steps_in(self, epoch: int) -> int | None:
+        """Steps of an epoch, counted from 1."""
+        if self.steps_by_epoch is not None and 0 < epoch <= len(self.steps_by_epoch):
+            return self.steps_by_epoch[epoch - 1]
+        return self.steps_per_epoch
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from wholebatch.core import processes
+from wholebatch.core.batch_sizes import BatchSizes
 from wholebatch.core.cuts import bounds
 from wholebatch.core.errors import DataError
 from wholebatch.data.adapt import as_dataset, has_random_access
@@ -48,7 +49,8 @@ class BatchLoader:
 
     Args:
         dataset: anything :func:`as_dataset` takes that has random access.
-        batch_size: samples of a whole batch; more than there are samples gives one short batch.
+        batch_size: samples of a whole batch; more than there are samples gives one short batch. A schedule of them: a
+            mapping by epoch such as ``{0: 128, 10: 256}``, a function of the epoch, or :class:`BatchSizes`.
         seed: with the epoch, it decides the order and what ``transform`` draws.
         shuffle: False keeps the data set's order.
         drop_last: leave a short last batch out.
@@ -73,7 +75,7 @@ class BatchLoader:
     def __init__(
         self,
         dataset: Any,
-        batch_size: int,
+        batch_size: int | Mapping[int, int] | Callable[[int], int] | BatchSizes,
         *,
         seed: int = 0,
         shuffle: bool = True,
@@ -85,7 +87,11 @@ class BatchLoader:
         workers: int = 0,
     ) -> None:
         self._processes = processes.current(group)
-        self.batch_size = positive("batch_size", batch_size)
+        scheduled = isinstance(batch_size, BatchSizes | Mapping) or callable(batch_size)
+        given = batch_size if scheduled else positive("batch_size", batch_size)
+        self.sizes = given if isinstance(given, BatchSizes) else BatchSizes(given)
+        self.batch_size = self.sizes.first
+        self._latest = self.sizes.first
         self.dataset = as_dataset(dataset)
         if not has_random_access(self.dataset):
             raise DataError(
@@ -95,9 +101,10 @@ class BatchLoader:
         self.samples = len(self.dataset)
         if self.samples == 0:
             raise DataError(f"the data set is empty: len({type(dataset).__name__}) is 0")
-        if drop_last and self.samples < self.batch_size:
+        if drop_last and self.samples < (self.sizes.largest or self.batch_size):
             raise DataError(
-                f"drop_last leaves nothing: {self.samples} samples make no whole batch of {self.batch_size}; "
+                f"drop_last leaves nothing: {self.samples} samples make no whole batch of "
+                f"{self.sizes.largest or self.batch_size}; "
                 "lower batch_size or keep the short batch"
             )
         self.seed, self.shuffle, self.drop_last, self.mix = seed, shuffle, drop_last, mix
@@ -121,8 +128,17 @@ class BatchLoader:
         return self._consumed
 
     def __len__(self) -> int:
-        """Return the number of batches of an epoch."""
-        return self.samples // self.batch_size if self.drop_last else -(-self.samples // self.batch_size)
+        """Return the number of batches of the current epoch."""
+        return self.batches_in(self._epoch)
+
+    def batches_in(self, epoch: int) -> int:
+        """Return the number of batches of an epoch, counted from 0."""
+        return self.sizes.steps(epoch, self.samples, self.drop_last)
+
+    @property
+    def scheduled_size(self) -> int:
+        """How many samples the batch handed out last was to have; the last one of an epoch may have fewer."""
+        return self._latest
 
     def __iter__(self) -> Iterator[Any]:
         return (window.whole() for window in self.windows())
@@ -144,9 +160,10 @@ class BatchLoader:
         ready = self._begin(order, micro_batch, device)
         ended = False
         try:
-            while self._epoch == epoch and self.samples - self._consumed >= self._least():
+            while self._epoch == epoch and (cut := self._next_cut()) is not None:
                 begin = self._consumed
-                whole = order[begin : begin + self.batch_size]
+                whole = order[slice(*cut)]
+                self._latest = self.sizes.at(epoch, begin, self.samples)
                 self._consumed += whole.shape[0]
                 first, stop = _part(whole.shape[0], self._processes.rank, self._processes.size)
                 indices = whole[first:stop]
@@ -184,15 +201,18 @@ class BatchLoader:
         if self._workers is None:
             return None
         rank, size = self._processes.rank, self._processes.size
-        begins = range(self._consumed, self.samples - self._least() + 1, self.batch_size)
+        cuts = self.sizes.cuts(self._epoch, self.samples, self._consumed, self.drop_last)
         # It must not know this loader, which would keep itself alive by it, and its workers with it.
         mixed = None if self.mix is None else partial(self.mix.plan, seed=self.seed, epoch=self._epoch)
-        plan = partial(_plan, order, self._epoch, begins, self.batch_size, rank, size, micro_batch, mixed)
+        plan = partial(_plan, order, self._epoch, cuts, rank, size, micro_batch, mixed)
         return self._workers.begin(plan, None if device is None else torch.device(device))
 
-    def _least(self) -> int:
-        """How many samples make a batch that is given."""
-        return self.batch_size if self.drop_last else 1
+    def _next_cut(self) -> tuple[int, int] | None:
+        """Where the next batch of the epoch begins and ends; None where there is none."""
+        size = self.sizes.at(self._epoch, self._consumed, self.samples)
+        end = min(self.samples, self._consumed + size)
+        least = size if self.drop_last else 1
+        return (self._consumed, end) if end - self._consumed >= least else None
 
     def close(self) -> None:
         """End the workers, where there are any; they start anew when they are needed again."""
@@ -206,7 +226,7 @@ class BatchLoader:
         self.close()
 
     def _small(self) -> bool:
-        return self.dataset.bytes_per_sample * min(self.batch_size, self.samples) <= AT_ONCE_BYTES
+        return self.dataset.bytes_per_sample * min(self.sizes.largest or self.samples, self.samples) <= AT_ONCE_BYTES
 
     def state_dict(self) -> dict[str, Any]:
         """Return the place (epoch, consumed) and what the order depends on (seed, samples, shuffle)."""
@@ -224,7 +244,7 @@ class BatchLoader:
         return {"seed": self.seed, "samples": self.samples, "shuffle": self.shuffle}
 
     def __repr__(self) -> str:
-        return f"BatchLoader({self.samples} samples in batches of {self.batch_size}, seed={self.seed})"
+        return f"BatchLoader({self.samples} samples in batches of {self.sizes}, seed={self.seed})"
 
 
 def _part(samples: int, rank: int, size: int) -> tuple[int, int]:
@@ -235,16 +255,15 @@ def _part(samples: int, rank: int, size: int) -> tuple[int, int]:
 def _plan(
     order: Tensor,
     epoch: int,
-    begins: range,
-    batch_size: int,
+    cuts: Sequence[tuple[int, int]],
     rank: int,
     size: int,
     micro_batch: int | None,
     mixed: Callable[..., Plan] | None,
 ) -> Iterator[tuple[Place, Task]]:
-    """The micro-batches of an epoch that are a process's, whole batches beginning at ``begins``."""
-    for begin in begins:
-        whole = order[begin : begin + batch_size]
+    """The micro-batches of an epoch that are a process's, whole batches from and to ``cuts``."""
+    for begin, end in cuts:
+        whole = order[begin:end]
         first, last = _part(whole.shape[0], rank, size)
         indices, samples = whole[first:last], last - first
         plan = None if mixed is None else mixed(whole, place=begin).part(first, last)

@@ -64,7 +64,8 @@ def curves(history: History, target: Figure | str | os.PathLike[str] | None = No
 
     Above: train loss by epoch (left axis), between epochs from step records where there are any,
     and train and test accuracy in per cent (right axis); without any accuracy the test loss beside
-    the train loss. Below: the learning rate, where it is known. Values that are not finite leave a gap.
+    the train loss. Below: the learning rate, and the gradient noise scale with its interval, where they are known.
+    Values that are not finite leave a gap.
 
     Args:
         history: records; see ``core/record.py``.
@@ -113,25 +114,29 @@ def _settings() -> Iterator[None]:
 
 def _draw(figure: Figure, history: History, title: str) -> None:
     places = Places(history)
-    rates = _rates(history, places)
+    rates = _of_steps_or_epochs(history, places, "lr")
     figure.clear()
     figure.set_layout_engine("constrained", h_pad=0.06, w_pad=0.08)
-    if rates:
-        upper, strip = figure.subplots(2, 1, sharex=True, height_ratios=[5, 1])
-        _draw_rates(strip, rates)
-        upper.tick_params(axis="x", length=0)
-    else:
-        upper = strip = figure.subplots()
+    noise = _of_steps_or_epochs(history, places, "noise_scale")
+    strips = [draw for there, draw in ((rates, _draw_rates), (noise, _draw_noise)) if there]
+    upper, *lower = figure.subplots(
+        1 + len(strips), 1, sharex=True, squeeze=False, height_ratios=[5, *[1] * len(strips)]
+    )[:, 0]
+    strip = lower[-1] if lower else upper
+    for axes in [upper, *lower][:-1]:
+        axes.tick_params(axis="x", length=0)
+    for axes, draw in zip(lower, strips, strict=True):
+        draw(axes, history, places)
     right = _draw_accuracies(upper, history, places)
     _draw_losses(upper, history, places, test=right is None)
     _finish(upper, right, strip, places)
     _head(upper, right, title or "Training", "" if history.records else "no records yet")
 
 
-def _rates(history: History, places: Places) -> Series:
-    """The learning rate: of steps where they say it, else of epochs."""
-    fine = series(history, places, "train", "step", "lr")
-    return fine if fine else series(history, places, "train", "epoch", "lr")
+def _of_steps_or_epochs(history: History, places: Places, key: str) -> Series:
+    """A value of steps where they say it, else of epochs."""
+    fine = series(history, places, "train", "step", key)
+    return fine if fine else series(history, places, "train", "epoch", key)
 
 
 def _marks(points: Series) -> dict[str, Any]:
@@ -176,7 +181,27 @@ def _draw_accuracies(axes: Axes, history: History, places: Places) -> Axes | Non
     return right
 
 
-def _draw_rates(axes: Axes, rates: Series) -> None:
+def _draw_noise(axes: Axes, history: History, places: Places) -> None:
+    """The gradient noise scale over its interval, in samples, on a log axis."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    scale, low, high = (_of_steps_or_epochs(history, places, key) for key in ("noise_scale", "noise_low", "noise_high"))
+    marker = "o" if len(scale.x) == 1 else ""
+    axes.plot(scale.x, scale.y, color=_INK, linewidth=1.6, marker=marker, clip_on=False)
+    axes.fill_between(low.x, low.y, high.y, color=_INK, alpha=0.15, linewidth=0)
+    if min(low.y) > 0:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=4))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(lambda value, place: f"{value:,g}")
+    axes.set_ylabel("noise\nscale")
+    axes.spines["right"].set_visible(False)
+    axes.grid(True)
+    axes.set_axisbelow(True)
+
+
+def _draw_rates(axes: Axes, history: History, places: Places) -> None:
+    rates = _of_steps_or_epochs(history, places, "lr")
     axes.plot(rates.x, rates.y, color=_GREEN, linewidth=1.6, marker="o" if len(rates.x) == 1 else "", clip_on=False)
     axes.fill_between(rates.x, rates.y, color=_GREEN, alpha=0.15, linewidth=0)
     axes.set_ylabel("learning\nrate")

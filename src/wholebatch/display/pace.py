@@ -17,7 +17,7 @@ class Pace:
 
     def __init__(self, run: RunShape, clock: Callable[[], float] = time.perf_counter) -> None:
         self.run = run
-        self.steps_per_epoch = run.steps_per_epoch
+        self._learned: int | None = None  # steps of an epoch, where only running tells
         self._clock = clock
         self._first: tuple[float, int] | None = None  # time and step of the first step seen
         self._mark: tuple[float, int] | None = None  # time and samples after the epoch's first step
@@ -26,6 +26,11 @@ class Pace:
         self._since = clock()  # when the present epoch began: the end of the last record
         self._samples: int | None = None  # samples at the last train record
         self._known: float | None = None  # speed of the last finished epoch
+
+    @property
+    def steps_per_epoch(self) -> int | None:
+        """Steps of the present epoch, where known."""
+        return self.run.steps_in(1 if self._latest is None else self._latest.epoch) or self._learned
 
     def step(self, progress: Progress) -> None:
         """Note an optimizer step."""
@@ -48,7 +53,7 @@ class Pace:
             speed = self._known = self._epoch_samples(record) / taken if taken > 0 else None
             self._mark = None  # an evaluation follows: its time is not the training's
             if self._latest is not None:
-                self.steps_per_epoch = self.steps_per_epoch or self._latest.step_in_epoch
+                self._learned = self._learned or self._latest.step_in_epoch
         self._since = now
         return speed
 
@@ -75,6 +80,7 @@ class Pace:
         done = self._latest.step - self._first[1]
         if done < 1:
             return None
-        epochs_left = max(0, self.run.epochs - self._latest.epoch)
-        steps_left = epochs_left * self.steps_per_epoch + max(0, self.steps_per_epoch - self._latest.step_in_epoch)
+        after = range(self._latest.epoch + 1, self.run.epochs + 1)
+        later = sum(self.run.steps_in(epoch) or self.steps_per_epoch for epoch in after)
+        steps_left = later + max(0, self.steps_per_epoch - self._latest.step_in_epoch)
         return steps_left * (self._clock() - self._first[0]) / done

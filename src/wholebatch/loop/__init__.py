@@ -2,6 +2,7 @@
 
 from wholebatch.loop.again import LastStep, other_micro_batch
 from wholebatch.loop.alike import facts_of_start, require_alike
+from wholebatch.loop.batch_rate import BatchRate
 from wholebatch.loop.evaluate import evaluate
 from wholebatch.loop.facts import facts_of
 from wholebatch.loop.keeper import Keeper
@@ -11,6 +12,7 @@ from wholebatch.loop.timer import Timer
 from wholebatch.loop.train import train
 
 __all__ = [
+    "BatchRate",
     "Beginning",
     "Keeper",
     "LastStep",

@@ -42,8 +42,8 @@ class LastStep(Observer):
 
     def start(self, run: RunShape) -> None:
         """Learn how many steps there will be."""
-        assert run.steps_per_epoch is not None
-        self._steps = run.epochs * run.steps_per_epoch
+        assert run.steps is not None
+        self._steps = run.steps
         self._before = None
         self._keep(made=self._made)
 

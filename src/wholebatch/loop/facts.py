@@ -33,6 +33,8 @@ def facts_of(
     """
     mix = getattr(loader, "mix", None)
     ordering = {"shuffle": getattr(loader, "shuffle", None), "drop_last": getattr(loader, "drop_last", None)}
+    if isinstance(loader, BatchLoader) and not loader.sizes.fixed:
+        ordering["batch_size"] = loader.sizes.described()
     return {
         "loss": described(loss),
         "optimizer": optimizer_facts(step.optimizer),

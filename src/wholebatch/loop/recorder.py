@@ -10,6 +10,7 @@ from torch import Tensor
 
 from wholebatch.core.processes import current
 from wholebatch.core.record import History, Observer, Progress, Record
+from wholebatch.loop.batch_rate import BatchRate
 from wholebatch.loop.metrics import Metrics
 from wholebatch.step import Step, StepReport
 from wholebatch.sums import Accumulator
@@ -20,10 +21,18 @@ _COUNTS = ("steps", "samples", "epoch", "within_epoch", "_steps_before")
 class Recorder:
     """Counts steps and samples, sums losses, and writes the records of one run."""
 
-    def __init__(self, step: Step, metrics: Metrics, observers: Sequence[Observer], log_every: int | None) -> None:
+    def __init__(
+        self,
+        step: Step,
+        metrics: Metrics,
+        observers: Sequence[Observer],
+        log_every: int | None,
+        batch_rate: BatchRate | None = None,
+    ) -> None:
         self.history = History()
         self.steps = self.samples = self.epoch = 0
         self._step, self._metrics, self._observers, self._log_every = step, metrics, observers, log_every
+        self._batch_rate = batch_rate
         self._of_epoch = Accumulator("loss", "weight")
         self._since_record = Accumulator("loss", "weight")
         self.within_epoch = False
@@ -51,6 +60,8 @@ class Recorder:
         """Keep the learning rate that the next step uses: the largest of the parameter groups'."""
         rate = max([group["lr"] for group in self._step.optimizer.param_groups])
         self._lr = rate.clone() if isinstance(rate, Tensor) else rate  # a schedule fills a tensor in place
+        if self._batch_rate is not None:
+            self._lr = self._lr * self._batch_rate.factor
 
     def step(self, report: StepReport) -> None:
         """A step was made."""
@@ -64,6 +75,7 @@ class Recorder:
                 self._since_record.add(loss_sum, report.weight)
         if every is not None and self.steps % every == 0:
             values = {"loss": _mean(self._since_record), "lr": float(self._lr), "grad_norm": report.grad_norm}
+            values |= self._noise()
             self._since_record.reset()
             self._write("step", "train", values)
         if self._observers:
@@ -76,7 +88,7 @@ class Recorder:
         self.within_epoch = False
         # reading waits for the device, whose work belongs to the time
         metrics, _ = self._metrics.over_processes(current())
-        values = {"loss": _mean(self._of_epoch), **metrics, "lr": float(self._lr)}
+        values = {"loss": _mean(self._of_epoch), **metrics, "lr": float(self._lr), **self._noise()}
         self._write("epoch", "train", {**values, "seconds": round(time.perf_counter() - self._begun, 6)})
 
     def tested(self, values: dict[str, float]) -> None:
@@ -102,6 +114,14 @@ class Recorder:
         self._of_epoch.load_state_dict(state["of_epoch"])
         self._since_record.load_state_dict(state["since_record"])
         self.history.records[:] = [dict(record) for record in records]
+
+    def _noise(self) -> dict[str, float]:
+        """The gradient noise scale and its interval, where it is known."""
+        noise = self._step.noise
+        found, interval = noise.value, noise.interval
+        if found is None or interval is None:
+            return {}
+        return {"noise_scale": found, "noise_low": interval[0], "noise_high": interval[1]}
 
     def _running(self) -> dict[str, float]:
         """What this process knows without asking the others."""

@@ -17,6 +17,7 @@ from wholebatch.data import ArrayDataset, BatchLoader, StreamLoader
 from wholebatch.data.loader import AT_ONCE_BYTES
 from wholebatch.data.window import Window
 from wholebatch.loop.again import LastStep
+from wholebatch.loop.batch_rate import BatchRate
 from wholebatch.loop.dtypes import explain
 from wholebatch.loop.keeper import Keeper
 from wholebatch.loop.metrics import Metrics
@@ -41,6 +42,7 @@ def train(
     keeper: Keeper | None = None,
     beginning: Beginning | None = None,
     facts: dict[str, Any] | None = None,
+    batch_rate: BatchRate | None = None,
 ) -> History:
     """Run ``step`` over ``loader`` until ``shape.epochs`` epochs are done, from ``beginning``; return the history.
 
@@ -49,7 +51,7 @@ def train(
     """
     processes = current()
     observers = [one for one in observers if processes.rank == 0 or one.every_process]
-    recorder = Recorder(step, metrics, observers, log_every)
+    recorder = Recorder(step, metrics, observers, log_every, batch_rate)
     run = Run(step, loader, recorder, metrics, epoch_schedule, facts or {})
     with ExitStack() as around:
         if keeper is not None:
@@ -59,6 +61,8 @@ def train(
             run.go_on(beginning, processes)
         around.enter_context(modes_given_back(step.model))
         around.enter_context(_watching(step, metrics))
+        if batch_rate is not None:
+            around.enter_context(batch_rate)
         around.enter_context(_ending(observers, recorder.history))
         if keeper is not None:
             around.callback(keeper.close)
@@ -67,6 +71,8 @@ def train(
                 observer.goes_on_after(recorder.steps)
             observer.start(shape)
         _epochs(run, shape, _windows(run, micro_batch, device), evaluate, keeper)
+        for observer in observers:
+            observer.message(step.noise.sentence())
     return recorder.history
 
 
@@ -85,7 +91,7 @@ def _epochs(
         for window in windows():
             recorder.note_rate()
             recorder.step(make(window))
-            if keeper is not None and keeper.after_step(run, shape.steps_per_epoch):
+            if keeper is not None and keeper.after_step(run, shape.steps_in(recorder.epoch)):
                 return
         score = _end_epoch(run, evaluate)
         if keeper is not None and keeper.after_epoch(run, score, last=recorder.epoch >= shape.epochs):
@@ -115,9 +121,8 @@ def _windows(run: Run, micro_batch: int | None, device: torch.device) -> Callabl
 
 def _one_step(step: Step, loader: BatchLoader | StreamLoader) -> Callable[[Window], StepReport]:
     """How a step is made of a window: piece by piece, or of the whole batch where that is hardly any memory."""
-    at_once = isinstance(loader.dataset, ArrayDataset) and (
-        loader.dataset.bytes_per_sample * (loader.batch_size or 0) <= AT_ONCE_BYTES
-    )
+    largest = (loader.sizes.largest or loader.samples) if isinstance(loader, BatchLoader) else loader.batch_size or 0
+    at_once = isinstance(loader.dataset, ArrayDataset) and (loader.dataset.bytes_per_sample * largest <= AT_ONCE_BYTES)
 
     def make(window: Window) -> StepReport:
         batch = window.whole() if at_once else MicroBatches(window, samples=window.samples)

@@ -23,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from wholebatch.core.errors import InputError
 from wholebatch.core.processes import Pending, Processes
 from wholebatch.step.over_processes import Totals, add_totals
+from wholebatch.step.report import gradients_of, norm_of
 
 # The parameters' gradients travel in buckets of this size.
 BUCKET_MB = 8
@@ -77,6 +78,8 @@ class DdpEngine:
                 inside of backward.
         """
         self._wrap()
+        self._exchange.measures = last and self._exchange.backwards == 0
+        self._exchange.backwards += 1
         if not last:
             with self._wrapper.no_sync():
                 torch.autograd.backward((self._wrapper(loss_sum),), (upstream,))
@@ -92,6 +95,13 @@ class DdpEngine:
                 raise InputError(_OUTSIDE) from error
             raise
         self._exchange.summed = True
+
+    def own_norm(self) -> Tensor | None:
+        """Measure ``.grad`` before it is summed; the hook has done so where the first micro-batch is the last one."""
+        if not self._exchange.summed:
+            return norm_of(gradients_of(self._parameters))
+        norms = self._exchange.norms
+        return torch.linalg.vector_norm(torch.stack(norms)) if norms else None
 
     def finish(self, own: Totals, error: BaseException | None) -> Totals:
         """Take part in what this process has left out; sum the totals; forget gradients that nobody has."""
@@ -174,11 +184,16 @@ class _Exchange:
         self.absent: set[int] = set()  # ids of the parameters that got zeros for want of a gradient
         self.present: set[int] = set()  # of those that this process has a gradient for
         self.under_way: list[Pending] = []
+        self.backwards = 0
+        self.measures = False  # whether what is summed is the gradient of one micro-batch
+        self.norms: list[Tensor] = []  # of the buckets before they are summed
 
 
 def _sum(state, bucket):  # type: ignore[no-untyped-def]  # torch takes no annotations given as text
     """Begin to sum a bucket of gradients, and note whose there are."""
     state.present.update(id(parameter) for parameter in bucket.parameters() if parameter.grad is not None)
+    if state.measures:
+        state.norms.append(torch.linalg.vector_norm(bucket.buffer()))
     work = distributed.all_reduce(bucket.buffer(), group=state.processes.group, async_op=True)
     state.under_way.append(work)
     return work.get_future().then(lambda done: done.value()[0])

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from wholebatch.core.processes import Processes
 from wholebatch.step.over_processes import Totals, add_totals, kind_of, sum_gradients
+from wholebatch.step.report import gradients_of, norm_of
 
 
 class Engine(Protocol):
@@ -33,6 +34,13 @@ class Engine(Protocol):
 
     def backward(self, loss_sum: Tensor, upstream: Tensor, last: bool) -> None:
         """Add the gradient of ``loss_sum``, times ``upstream``, to ``.grad`` of the parameters."""
+        ...
+
+    def own_norm(self) -> Tensor | None:
+        """Return the norm of the gradient so far of this process alone, after its first micro-batch; local.
+
+        None where it has been summed over the processes already without having been measured.
+        """
         ...
 
     def finish(self, own: Totals, error: BaseException | None) -> Totals:
@@ -62,6 +70,10 @@ class Flat:
     def backward(self, loss_sum: Tensor, upstream: Tensor, last: bool) -> None:
         """Run backward; nothing travels."""
         torch.autograd.backward((loss_sum,), (upstream,))
+
+    def own_norm(self) -> Tensor | None:
+        """Measure ``.grad``."""
+        return norm_of(gradients_of(self._parameters))
 
     def finish(self, own: Totals, error: BaseException | None) -> Totals:
         """Sum the totals, then the gradients."""

@@ -7,7 +7,7 @@ import inspect
 import math
 import numbers
 import weakref
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,8 @@ from wholebatch.step.engine import Engine, Flat
 from wholebatch.step.losses import weighted_sum
 from wholebatch.step.over_processes import Totals
 from wholebatch.step.reductions import Divisor
-from wholebatch.step.report import StepReport, norm_of
+from wholebatch.step.report import StepReport, gradients_of, norm_of
+from wholebatch.sums import NoiseScale
 
 NONFINITE = ("raise", "skip", "allow")
 
@@ -60,12 +61,15 @@ class GradientAccumulator:
         self._model = model
         self._engine = Flat(processes.current(group)) if engine is None else engine
         self.samples = 0
+        self.noise = NoiseScale()
         self.parameters: list[Tensor] = []
         self._sums: list[Tensor] = []
         self._weights: list[Divisor] = []
         self._report: weakref.ref[StepReport] | None = None
         self._begins: tuple[Any, Tensor] | None = None
         self._scale = 1.0
+        self._first = 0  # samples of the window's first micro-batch
+        self._first_norm: Tensor | None = None
 
     def add(self, losses: Tensor | tuple[Any, Any], weights: Any = None) -> None:
         """Add the gradient of the sum of ``losses``; every element weighs 1, or what ``weights`` says.
@@ -126,6 +130,7 @@ class GradientAccumulator:
             report.settle()
         self.parameters = parameters
         self._sums, self._weights, self.samples = [], [], 0
+        self._first, self._first_norm = 0, None
         self._scale = 1.0
         for parameter in parameters:
             parameter.grad = None
@@ -138,6 +143,10 @@ class GradientAccumulator:
 
         ``last`` says that it is the window's last one, whose gradients may travel while backward is under way.
         """
+        if not self._sums:
+            self._first = samples if self.noise.due else 0
+        elif len(self._sums) == 1 and self._first:
+            self._first_norm = self._engine.own_norm()  # not before it is known that there are more
         if loss_sum.requires_grad:
             self._engine.backward(loss_sum, self._upstream(loss_sum), last)
         elif not (isinstance(weight, int | float) and weight == 0):
@@ -187,39 +196,67 @@ class GradientAccumulator:
         where: str,
         weight: Divisor | None = None,
         fixed_weight: float | None = None,
+        first_weight: Callable[[int], Divisor | None] = lambda samples: None,
         error: BaseException | None = None,
     ) -> StepReport:
         """Add over the processes, divide, check, clip and step.
 
-        ``weight`` is this process's, where it was counted before; ``fixed_weight`` is that of the whole batch, where
-        it does not add up. ``error`` is what went wrong on this process: every process raises then.
+        ``weight`` is this process's, where it was counted before, and ``first_weight`` gives that of its first
+        samples; ``fixed_weight`` is that of the whole batch, where it does not add up. ``error`` is what went wrong on
+        this process: every process raises then.
         """
         total = float(_total(self._weights) if weight is None else weight)
         sums, samples, micro_batches, parameters = self._sums, self.samples, len(self._sums), self.parameters
+        small: Tensor | float | None = (
+            None if error is not None else self._first_mean(first_weight, fixed_weight is not None)
+        )
+        first = float(self._first)
+        self.noise.windows += 1
         self._sums, self._weights = [], []
         if self._engine.processes.size > 1:
-            loss = float(torch.stack(sums).sum(dtype=torch.float64)) if sums else 0.0
-            whole = self._engine.finish(Totals(loss, total, samples, micro_batches), error)
+            whole = self._engine.finish(_totals(sums, total, samples, micro_batches, small, first), error)
             sums, total = [torch.tensor(whole.loss, dtype=torch.float64)], whole.weight
             samples, micro_batches = whole.samples, whole.micro_batches
+            small = math.sqrt(whole.small / whole.first) if whole.first else None
+            first = whole.first / max(1.0, whole.firsts)
         if fixed_weight is not None and samples:
             total = fixed_weight
         if not math.isfinite(total):
             raise InputError(f"the weights of {where} add up to {total}; every weight must be finite")
-        gradients = _gradients(parameters)
+        gradients = gradients_of(parameters)
         skipped = total == 0
         if not skipped and not divide_(gradients, total * self._scale, check=nonfinite != "allow"):
             if nonfinite == "raise":
                 raise NonFiniteError(self._blame(where))
             skipped = True
-        report = StepReport(sums, total, samples, micro_batches, skipped, gradients)
+        report = StepReport(sums, total, samples, micro_batches, skipped, gradients, self.noise)
         self._report = weakref.ref(report)
         if not skipped:
-            if clip_norm is not None:
+            measured = small is not None and first < samples
+            if clip_norm is not None or measured:
                 report._norm = norm = norm_of(gradients)
-                clip_(gradients, clip_norm, norm)
+                if small is not None and measured:
+                    # what is not divided by a weight that grows with the samples is a sum of theirs
+                    per_sample = 1.0 if fixed_weight is None else fixed_weight / samples
+                    self.noise.add(small, norm * per_sample, first, samples)
+                if clip_norm is not None:
+                    clip_(gradients, clip_norm, norm)
             optimizer.step()
         return report
+
+    def _first_mean(self, first_weight: Callable[[int], Divisor | None], of_samples: bool) -> Tensor | None:
+        """The norm of the mean gradient of the first micro-batch; None where it says nothing."""
+        if not self._first:
+            return None
+        if len(self._sums) == 1 and self._engine.processes.size > 1:
+            self._first_norm = self._engine.own_norm()
+        if self._first_norm is None:
+            return None
+        weight: Divisor | None = self._first if of_samples else self._weights[0] if self._weights else None
+        weight = first_weight(self._first) if weight is None else weight
+        if weight is None or (not isinstance(weight, Tensor) and weight == 0):
+            return None
+        return self._first_norm / (weight * self._scale)
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: the last report stays with the original."""
@@ -237,24 +274,24 @@ class GradientAccumulator:
         )
 
 
+def _totals(
+    sums: Sequence[Tensor], total: float, samples: int, micro_batches: int, small: Tensor | float | None, first: float
+) -> Totals:
+    """What this process brings, in one read of the device."""
+    loss = torch.stack(list(sums)).sum(dtype=torch.float64) if sums else torch.zeros((), dtype=torch.float64)
+    if small is None:
+        return Totals(float(loss), total, samples, micro_batches)
+    value, norm = torch.stack([loss, torch.as_tensor(small).to(loss)]).tolist()
+    if not math.isfinite(norm):
+        return Totals(value, total, samples, micro_batches)
+    return Totals(value, total, samples, micro_batches, first * norm * norm, first, 1.0)
+
+
 def _total(weights: Sequence[Divisor]) -> Divisor:
     numbers = [weight for weight in weights if not isinstance(weight, Tensor)]
     tensors = [weight for weight in weights if isinstance(weight, Tensor)]
     total: Divisor = math.fsum(numbers)
     return total + torch.stack(tensors).sum(dtype=torch.float64) if tensors else total
-
-
-def _gradients(parameters: Iterable[Tensor]) -> list[Tensor]:
-    """The gradients there are; sparse ones coalesced, so that their values can be changed in place."""
-    found = []
-    for parameter in parameters:
-        gradient = parameter.grad
-        if gradient is None:
-            continue
-        if gradient.is_sparse and not gradient.is_coalesced():
-            parameter.grad = gradient = gradient.coalesce()
-        found.append(gradient)
-    return found
 
 
 def _values(gradient: Tensor) -> Tensor:

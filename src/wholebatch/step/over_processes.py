@@ -49,12 +49,19 @@ def same_start(processes: Processes, tensors: Sequence[tuple[str, Tensor]]) -> N
 
 @dataclass
 class Totals:
-    """What a window comes to, on this process or on all of them."""
+    """What a window comes to, on this process or on all of them.
+
+    The last three are of the first micro-batches, one of each process: b · |g|² of the mean gradient of its b
+    samples, b, and 1. Where nothing is measured they are 0.
+    """
 
     loss: float
     weight: float
     samples: int
     micro_batches: int
+    small: float = 0.0
+    first: float = 0.0
+    firsts: float = 0.0
 
 
 def add_totals(
@@ -68,12 +75,13 @@ def add_totals(
         PeerError: another process failed; this one's own ``error`` is raised where it has one.
     """
     flags = [_FLAGS[kind] + processes.size * (kind == "sparse") for kind in kinds]
-    numbers = [own.loss, own.weight, own.samples, own.micro_batches, float(error is not None), *flags]
-    buffer = torch.tensor(numbers, dtype=torch.float64)
-    loss, weight, samples, micro_batches, failed, *counts = processes.sum_(buffer).tolist()
+    sums = [own.loss, own.weight, own.samples, own.micro_batches, own.small, own.first, own.firsts]
+    buffer = torch.tensor([*sums, float(error is not None), *flags], dtype=torch.float64)
+    loss, weight, samples, micro_batches, small, first, firsts, failed, *counts = processes.sum_(buffer).tolist()
     if failed:
         raise_together(processes, error)
-    return Totals(loss, weight, int(samples), int(micro_batches)), [_kind(count, processes.size) for count in counts]
+    whole = Totals(loss, weight, int(samples), int(micro_batches), small, first, firsts)
+    return whole, [_kind(count, processes.size) for count in counts]
 
 
 def raise_together(processes: Processes, error: BaseException | None) -> None:

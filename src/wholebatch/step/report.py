@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
+
+from wholebatch.sums import NoiseScale
 
 
 class StepReport:
@@ -17,13 +19,17 @@ class StepReport:
         micro_batches: number of forward/backward passes.
         skipped: True where nothing was applied (total weight 0, or a non-finite gradient with
             ``nonfinite="skip"``).
-        noise_scale: None; the gradient noise scale is not estimated in this version.
+        noise_scale: an estimate of the gradient noise scale, in samples, over about the last hundred steps
+            (:mod:`wholebatch.sums.noise`); None until it is known, and where nothing tells: one micro-batch in one
+            process, or a loss of the whole batch.
+        noise_interval: where it is with 95 % confidence: (low, high), or None.
     """
 
     __slots__ = (
         "__weakref__",
         "_gradients",
         "_loss",
+        "_noise",
         "_norm",
         "_sums",
         "micro_batches",
@@ -31,8 +37,6 @@ class StepReport:
         "skipped",
         "weight",
     )
-
-    noise_scale: float | None = None
 
     def __init__(
         self,
@@ -42,11 +46,13 @@ class StepReport:
         micro_batches: int,
         skipped: bool,
         gradients: Sequence[Tensor],
+        noise: NoiseScale | None = None,
     ) -> None:
         self._sums = sums
         self._loss: float | None = None
         self._norm: float | Tensor | None = None
         self._gradients: Sequence[Tensor] = gradients
+        self._noise = noise
         self.weight = weight
         self.samples = samples
         self.micro_batches = micro_batches
@@ -75,8 +81,20 @@ class StepReport:
         assert self._norm is not None
         return self._norm
 
+    @property
+    def noise_scale(self) -> float | None:
+        """The gradient noise scale as far as this step knew it; reads the device."""
+        return None if self._noise is None else self._noise.value
+
+    @property
+    def noise_interval(self) -> tuple[float, float] | None:
+        """Where the gradient noise scale is with 95 % confidence."""
+        return None if self._noise is None else self._noise.interval
+
     def settle(self) -> None:
         """Work the norm out while the gradient is still there; the next step calls this."""
+        if self._noise is not None:
+            self._noise = self._noise.copy()
         if self._norm is None:
             self._norm = norm_of(self._gradients)
         self._gradients = ()
@@ -94,3 +112,16 @@ def norm_of(gradients: Sequence[Tensor]) -> Tensor:
         return torch.zeros(())
     dense = [g.values() if g.is_sparse else g for g in gradients]
     return torch.nn.utils.get_total_norm(dense)
+
+
+def gradients_of(parameters: Iterable[Tensor]) -> list[Tensor]:
+    """The gradients there are; sparse ones coalesced, so that their values can be changed in place."""
+    found = []
+    for parameter in parameters:
+        gradient = parameter.grad
+        if gradient is None:
+            continue
+        if gradient.is_sparse and not gradient.is_coalesced():
+            parameter.grad = gradient = gradient.coalesce()
+        found.append(gradient)
+    return found

@@ -20,6 +20,7 @@ from wholebatch.step.over_processes import raise_together, same_start
 from wholebatch.step.passes import Passes
 from wholebatch.step.report import StepReport
 from wholebatch.step.window import MicroBatches, with_last
+from wholebatch.sums import NoiseScale
 
 _UNKNOWN, _FAILED = -1, -2  # in place of a number of samples
 
@@ -142,6 +143,7 @@ class Step:
             where=f"step {self.calls}",
             weight=weight,
             fixed_weight=1.0 if self._loss.coupled else self._loss.whole_weight,
+            first_weight=lambda first: self._weight_of_first(batch, first),
             error=error,
         )
         if report.skipped:
@@ -151,6 +153,11 @@ class Step:
             if self._schedule is not None:
                 self._schedule.step()
         return report
+
+    @property
+    def noise(self) -> NoiseScale:
+        """The estimate of the gradient noise scale so far."""
+        return self._accumulator.noise
 
     @property
     def watch(self) -> Callable[..., None] | None:
@@ -163,7 +170,8 @@ class Step:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the next step depends on, beside the model and the optimizer."""
-        state = {"seed": self.seed, "calls": self.calls, "applied": self.applied, "skipped": self.skipped}
+        state: dict[str, Any] = {name: getattr(self, name) for name in ("seed", "calls", "applied", "skipped")}
+        state["noise"] = self.noise.state_dict()
         return state if self._schedule is None else {**state, "schedule": self._schedule.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -180,6 +188,8 @@ class Step:
         if ("schedule" in state) != (self._schedule is not None):
             raise InputError("the state and the step must both have a schedule, or neither; pass the same schedule=")
         self.calls, self.applied, self.skipped = state["calls"], state["applied"], state["skipped"]
+        if "noise" in state:  # absent from states of earlier versions
+            self.noise.load_state_dict(state["noise"])
         if self._schedule is not None:
             self._schedule.load_state_dict(state["schedule"])
 
@@ -192,6 +202,11 @@ class Step:
         batch = self._loss.cuttable(batch) if self._axis == 0 else batch
         samples = tree.count(batch, self._axis)
         return self._loss.ahead(batch) if self._axis == 0 else None, samples, self._pieces(batch, samples, 0)
+
+    def _weight_of_first(self, batch: Any, first: int) -> Any:
+        """The weight of the first samples of a batch whose weight was counted before it was cut."""
+        batch = self._loss.cuttable(batch)
+        return self._loss.ahead(tree.cut(batch, 0, first, tree.count(batch), 0))
 
     def _pieces(self, batch: Any, samples: int, start: int) -> Iterator[tuple[int, int, Any]]:
         size = samples if self.micro_batch == "auto" else int(self.micro_batch)
