@@ -78,7 +78,7 @@ def fill(model: nn.Module, folder: Path | Url, settings: Config) -> None:
 def evaluation_loader(settings: Config, parts: Parts) -> BatchLoader:
     """Return the test data, as many at once as training has."""
     size = settings.resolved_micro_batch()
-    at_once = settings.batch_size if size == "auto" else int(size)
+    at_once = settings.sizes().first if size == "auto" else int(size)
     transform = parts.test_transform or Compose()
     return BatchLoader(parts.test_data, at_once, shuffle=False, transform=transform, workers=settings.workers)
 
