@@ -12,11 +12,18 @@ from wholebatch.cli.main import main
 from wholebatch.core.errors import InputError, RunFolderError
 
 
+def cli(words: list[str]) -> object:
+    """The exit code of a command line."""
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    return end.value.code
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("branches") / "run"
     words = ["batch_size={0: 256, 1: 512}", "model=mlp", "epochs=2", "checkpoint_every=4 steps", f"run_dir={folder}"]
-    assert main(["train", "digits", *words]) == 0
+    assert cli(["train", "digits", *words]) == 0
     return folder
 
 
@@ -24,7 +31,7 @@ def test_branches_draw_alike_and_touch_nothing(run: Path, tmp_path: Path, monkey
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     monkeypatch.chdir(tmp_path)
     words = ["--batch-size", "512,128", "--steps", "2", "--lr-rule", "linear", "--checkpoint", "4", "-o", "b.png"]
-    assert main(["branch", str(run), *words]) == 0
+    assert cli(["branch", str(run), *words]) == 0
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
     assert (tmp_path / "b.png").stat().st_size > 10_000
     found = json.loads((tmp_path / "b.json").read_text())
@@ -52,4 +59,4 @@ def test_what_cannot_be_branched_is_said(run: Path) -> None:
         branch(run, [64], 1, checkpoint=5)
     with pytest.raises(InputError, match="different sizes"):
         branch(run, [64, 64], 1)
-    assert main(["branch", str(run), "--batch-size", "12,x"]) == 2
+    assert cli(["branch", str(run), "--batch-size", "12,x"]) == 2
