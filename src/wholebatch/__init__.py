@@ -32,6 +32,7 @@ _HOME = {
     "GradientAccumulator": "step",
     "MicroBatches": "step",
     "WholeBatchLoss": "step",
+    "convert_batchnorm": "step",
     "Plan": "step",
     "plan": "step",
     "train": "api",

@@ -84,7 +84,7 @@ class LastStep(Observer):
                 model, SGD(model.parameters(), lr=0.0), loss, micro_batch=micro_batch, nonfinite="allow", **options
             )
             step.calls = self._steps - 1
-            window = next(iter(loader.windows(micro_batch, device)))
+            window = next(iter(loader.windows(micro_batch, device, step.align)))
             step(MicroBatches(window, samples=window.samples))
         first, second = _gradient(self._model), _gradient(model)
         norm = float(first.norm())

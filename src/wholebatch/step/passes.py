@@ -16,6 +16,7 @@ from wholebatch.core.processes import Processes
 from wholebatch.step.coupled import Replayed, TwoPasses, WholeBatchLoss
 from wholebatch.step.draws import Draws
 from wholebatch.step.gradient import GradientAccumulator
+from wholebatch.step.group_place import Place
 from wholebatch.step.losses import LossCall, targets_of
 from wholebatch.step.promise import Promise
 from wholebatch.step.unkeyed import PowerIterations, layers_that_draw, unchanged_buffers
@@ -54,6 +55,8 @@ class Passes:
         self.draws = Draws(seed, self._device) if keyed else None
         self._power = PowerIterations(model)
         self.promise = Promise(model, says=processes.rank == 0)
+        self.norms = Place(model, processes)
+        self._position: int | None = None
 
     def run(self, pieces: Pieces, position: int | None, weigh: bool) -> None:
         """Run all micro-batches of a window: (start, samples, piece, whether it is the last) each.
@@ -63,6 +66,11 @@ class Passes:
             position: the first sample's place in the whole batch; None where it is not known.
             weigh: whether the weight is counted here; it is known otherwise.
         """
+        self._position = position
+        with self.norms:
+            self._run_all(pieces, position, weigh)
+
+    def _run_all(self, pieces: Pieces, position: int | None, weigh: bool) -> None:
         if self._loss.coupled:
             self._run_coupled(pieces, position)
             return
@@ -88,16 +96,18 @@ class Passes:
             self._tell_draws(piece, position + start, samples)
 
     def _run(self, piece: Any, start: int, samples: int, weigh: bool, last: bool) -> None:
-        piece = self._begin(piece, start)
-        with self._autocast():
+        piece = self._begin(piece, start, samples)
+        with self._autocast(), self.norms.forward():
             output = self._loss.forward(self.model, piece)
             loss_sum, weight = self._loss.summed(output, piece, start, samples, weigh)
         if self.watch is not None and self._loss.shows_output:
             self.watch(tree.map_tensors(Tensor.detach, output), *targets_of(piece))
         self._accumulator.add_sum(loss_sum, weight, samples, last)
 
-    def _begin(self, piece: Any, start: int) -> Any:
+    def _begin(self, piece: Any, start: int, samples: int) -> Any:
         """The micro-batch on the model's device, and what has to be done before it runs."""
+        self.norms.micro_batch(self._position, start, samples)
+        self.norms.probe = functools.partial(self._probe_norms, piece, samples)
         if self.promise.at_risk and (start or self._processes.size > 1):
             self.promise.cut()
         if self._power.vectors:
@@ -116,11 +126,26 @@ class Passes:
         if self._device.type != "cpu":
             other = tree.to_device(other, self._device)
         try:
-            with torch.no_grad(), self._autocast(), unchanged_buffers(self.model), warnings.catch_warnings():
+            with (
+                torch.no_grad(),
+                self._autocast(),
+                self.norms.only_looking(),
+                unchanged_buffers(self.model),
+                warnings.catch_warnings(),
+            ):
                 warnings.simplefilter("ignore")  # reentrant checkpointing says that nothing needs gradients here
                 self._loss.forward(self.model, other)
         finally:
             torch.clear_autocast_cache()  # casts of weights made here know no gradients
+
+    def _probe_norms(self, piece: Any, samples: int, first: int, stop: int) -> None:
+        """Run the model for what its grouped batch norms see, with nothing drawn that counts."""
+        if self.draws is not None:
+            self.draws.record(first, stop)
+            return
+        devices = [self._device] if self._device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            self._probe(piece, samples, first, stop)
 
     def _tell_draws(self, piece: Any, position: int, samples: int) -> None:
         draws = self.draws
@@ -128,7 +153,7 @@ class Passes:
 
         def forward() -> None:
             moved = tree.to_device(piece, self._device)
-            with self._autocast():
+            with self._autocast(), self.norms.only_looking():
                 self._loss.summed(self._loss.forward(self.model, moved), moved, position, samples, False)
 
         def mark() -> None:
@@ -145,6 +170,7 @@ class Passes:
             draws.unplaced = position is None
         with contextlib.nullcontext() if draws is None else draws:
             window = list(pieces)
+            encoded: set[int] = set()
 
             def encode(number: int) -> tuple[Tensor, ...]:
                 start, samples, piece, _ = window[number]
@@ -153,8 +179,10 @@ class Passes:
                 else:
                     draws.micro_batch(self.step, (position or 0) + start, samples, twice=True)
                     draws.probe = functools.partial(self._probe, piece, samples)
-                piece = self._begin(piece, start)
-                with self._autocast():
+                piece = self._begin(piece, start, samples)
+                counts = number not in encoded
+                encoded.add(number)
+                with self._autocast(), self.norms.forward(counts):
                     return self._coupled.forward(self.model, piece)
 
             passes = TwoPasses([samples for _, samples, *_ in window], encode, self._of_whole)

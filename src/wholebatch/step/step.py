@@ -134,6 +134,8 @@ class Step:
         if error is None:
             marked = with_last(pieces) if self._looks_ahead else ((*piece, False) for piece in pieces)
             _, error = self._attempt(lambda: self._passes.run(marked, position, weight is None))
+        else:
+            self._passes.norms.stay_away()
         self.calls += 1
         report = self._accumulator.finish(
             self.optimizer,
@@ -146,11 +148,18 @@ class Step:
         )
         if report.skipped:
             self.skipped += 1
+            self._passes.norms.forget()
         else:
             self.applied += 1
+            self._passes.norms.apply()
             if self._schedule is not None:
                 self._schedule.step()
         return report
+
+    @property
+    def align(self) -> int:
+        """What batches are cut at multiples of, for grouped batch norms (:func:`convert_batchnorm`); 1 if there are none."""
+        return self._passes.norms.align
 
     @property
     def watch(self) -> Callable[..., None] | None:
@@ -199,7 +208,9 @@ class Step:
             if samples:
                 yield start, samples, batch
             return
-        for first, stop in cuts.bounds(samples, size, avoid_single=bool(self._passes.promise.batch_norms)):
+        norms = self._passes.norms
+        norms.refuse_cut(size, samples)
+        for first, stop in cuts.bounds(samples, size, bool(self._passes.promise.batch_norms), norms.align):
             yield start + first, stop - first, tree.cut(batch, first, stop, samples, self._axis)
 
     def _pieces_of_window(self, window: MicroBatches) -> Iterator[tuple[int, int, Any]]:
