@@ -30,7 +30,8 @@ class Place:
     ``probe(first, stop)`` runs the model without gradients on these samples of the micro-batch.
     """
 
-    def __init__(self, model: nn.Module, processes: Processes) -> None:
+    def __init__(self, model: nn.Module, processes: Processes, overlaps: bool = False) -> None:
+        self._overlaps = overlaps
         self._found = [(name, module) for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
         self._processes = processes
         self._layers: list[GroupedNorm] = []
@@ -75,6 +76,11 @@ class Place:
         self._layers = [module for _, module in self._found if isinstance(module, GroupedNorm)]
         self._moments.clear()
         together = self._processes.size > 1 and self.whole() is not None
+        if together and self._overlaps:
+            raise InputError(
+                f"{self.whole()} sums over processes within backward (group=None), which DistributedDataParallel does at "
+                "the same time; use parallel='flat', or wholebatch.convert_batchnorm(model, group=32)"
+            )
         self.meeting = Meeting(self._processes) if together else None
         for layer in self._layers:
             layer.place = self
@@ -86,6 +92,14 @@ class Place:
         self.probe, self._counts = None, False
         if self.meeting is not None:
             self.meeting.end(failed=error is not None)
+
+    def check_parts(self, samples: int | None) -> None:
+        """See that every process has samples where the whole batch is one group, since all of them meet in each layer."""
+        if self.meeting is None:
+            return
+        empty = [rank for rank, count in enumerate(self.meeting.counts(samples)) if not count]
+        if empty:
+            raise BatchError(f"process {empty[0]} has no samples; {self.whole()} (group=None) needs some on every process")
 
     def stay_away(self) -> None:
         """Tell the others that this process has failed before the window began."""

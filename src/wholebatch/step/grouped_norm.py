@@ -192,6 +192,11 @@ def convert_batchnorm(model: nn.Module, group: int | None = 32) -> nn.Module:
     return model
 
 
+def sums_within(layer: nn.Module) -> bool:
+    """Return whether a layer sums over processes within forward and backward."""
+    return isinstance(layer, GroupedNorm) and layer.group is None
+
+
 def _refusal(name: str, module: nn.Module) -> str:
     kind = type(module).__name__
     if isinstance(module, nn.modules.lazy.LazyModuleMixin):

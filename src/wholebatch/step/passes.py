@@ -41,6 +41,7 @@ class Passes:
         keyed: bool,
         precision: str,
         axis: tree.Axis,
+        overlaps: bool = False,
     ) -> None:
         self.model = model
         self.seed = seed
@@ -55,19 +56,21 @@ class Passes:
         self.draws = Draws(seed, self._device) if keyed else None
         self._power = PowerIterations(model)
         self.promise = Promise(model, says=processes.rank == 0)
-        self.norms = Place(model, processes)
+        self.norms = Place(model, processes, overlaps)
         self._position: int | None = None
 
-    def run(self, pieces: Pieces, position: int | None, weigh: bool) -> None:
+    def run(self, pieces: Pieces, position: int | None, weigh: bool, samples: int | None = None) -> None:
         """Run all micro-batches of a window: (start, samples, piece, whether it is the last) each.
 
         Args:
             pieces: of this process.
             position: the first sample's place in the whole batch; None where it is not known.
             weigh: whether the weight is counted here; it is known otherwise.
+            samples: how many there are; None where that is not known.
         """
         self._position = position
         with self.norms:
+            self.norms.check_parts(samples)
             self._run_all(pieces, position, weigh)
 
     def _run_all(self, pieces: Pieces, position: int | None, weigh: bool) -> None:

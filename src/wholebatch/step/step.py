@@ -107,6 +107,7 @@ class Step:
             keyed=dropout == "keyed",
             precision=precision,
             axis=batch_axis,
+            overlaps=self._looks_ahead,
         )
         self._half = any(p.dtype is torch.float16 for p in model.parameters())  # its sums are scaled alike everywhere
         same_start(self._processes, [*model.named_parameters(), *model.named_buffers(), *self._of_loss()])
@@ -133,7 +134,7 @@ class Step:
         self._passes.step = self.calls
         if error is None:
             marked = with_last(pieces) if self._looks_ahead else ((*piece, False) for piece in pieces)
-            _, error = self._attempt(lambda: self._passes.run(marked, position, weight is None))
+            _, error = self._attempt(lambda: self._passes.run(marked, position, weight is None, samples))
         else:
             self._passes.norms.stay_away()
         self.calls += 1

@@ -24,6 +24,15 @@ class Meeting:
         self._processes = processes
         self._over = False
 
+    def counts(self, samples: int | None) -> list[int]:
+        """Return how many samples each process has (1, where one does not know).
+
+        Raises:
+            PeerError: another process has failed before.
+        """
+        self._meet(_AT_WORK)
+        return self._processes.exchange(1 if samples is None else samples)
+
     def sum(self, tensor: Tensor) -> Tensor:
         """Return the sum of ``tensor`` over all processes.
 
