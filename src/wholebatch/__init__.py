@@ -33,6 +33,7 @@ _HOME = {
     "MicroBatches": "step",
     "WholeBatchLoss": "step",
     "convert_batchnorm": "step",
+    "recompute": "step.recompute",
     "Plan": "step",
     "plan": "step",
     "train": "api",

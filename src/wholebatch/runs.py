@@ -76,6 +76,7 @@ def _train(
         micro_batch=settings.resolved_micro_batch(),
         bitwise=settings.bitwise,
         precision=settings.precision,
+        recompute=settings.recompute,
         clip_norm=settings.clip_norm,
         eval_data=_test_loader(settings, parts),
         seed=settings.seed,

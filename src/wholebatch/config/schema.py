@@ -158,7 +158,9 @@ class Config:
     clip_norm: float | None = None
     """largest norm of the gradient; null: no clipping"""
     precision: str = "fp32"
-    """arithmetic of the model: fp32 or bf16"""
+    """arithmetic of the model: fp32, tf32, bf16, fp16 or bf16-true"""
+    recompute: str | None = None
+    """layers that run again in backward, such as layers.*, which saves memory; null: none"""
     bitwise: bool = False
     """same bits on any number of processes (needs a micro_batch)"""
     workers: int = 0

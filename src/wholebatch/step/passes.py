@@ -18,6 +18,7 @@ from wholebatch.step.draws import Draws
 from wholebatch.step.gradient import GradientAccumulator
 from wholebatch.step.group_place import Place
 from wholebatch.step.losses import LossCall, targets_of
+from wholebatch.step.precision import autocast, switches
 from wholebatch.step.promise import Promise
 from wholebatch.step.unkeyed import PowerIterations, layers_that_draw, unchanged_buffers
 
@@ -69,7 +70,7 @@ class Passes:
             samples: how many there are; None where that is not known.
         """
         self._position = position
-        with self.norms:
+        with self.norms, switches(self.precision):
             self.norms.check_parts(samples)
             self._run_all(pieces, position, weigh)
 
@@ -118,9 +119,7 @@ class Passes:
         return piece if self._device.type == "cpu" else tree.to_device(piece, self._device)
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """A new one each time: a context of autocast that is entered again while it is open never closes."""
-        bf16 = self.precision == "bf16"
-        return torch.autocast(self._device.type, torch.bfloat16) if bf16 else contextlib.nullcontext()
+        return autocast(self.precision, self._device)
 
     def _probe(self, piece: Any, samples: int, first: int, stop: int) -> None:
         """Run the model on the samples ``first … stop`` for what its keyed calls see; on two where there is one."""
