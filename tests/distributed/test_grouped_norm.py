@@ -24,7 +24,12 @@ def data(samples: int) -> tuple[Tensor, Tensor]:
 def model_of(group: int | None) -> nn.Module:
     torch.manual_seed(2)
     layers = nn.Sequential(
-        nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Dropout(0.3), nn.ReLU(), nn.BatchNorm1d(5, momentum=None), nn.Linear(5, 3)
+        nn.Linear(6, 5),
+        nn.BatchNorm1d(5),
+        nn.Dropout(0.3),
+        nn.ReLU(),
+        nn.BatchNorm1d(5, momentum=None),
+        nn.Linear(5, 3),
     )
     return wb.convert_batchnorm(layers.double(), group=group)
 
@@ -35,7 +40,16 @@ def trained(name: str, rank: int, size: int) -> list[Tensor]:
         recompute(model, "1, 4")
     sgd = torch.optim.SGD(model.parameters(), lr=0.1)
     if name == "train":
-        wb.train(model, data(50), loss=nn.CrossEntropyLoss(), optimizer=sgd, batch_size=21, epochs=1, micro_batch=4, display=False)
+        wb.train(
+            model,
+            data(50),
+            loss=nn.CrossEntropyLoss(),
+            optimizer=sgd,
+            batch_size=21,
+            epochs=1,
+            micro_batch=4,
+            display=False,
+        )
     else:
         engine = wb.parallel.engine("ddp" if name == "ddp" else "flat", model)
         micro = 100 if name.startswith("whole") else 4 * size
@@ -92,7 +106,9 @@ def failing(rank: int, size: int) -> list[str]:
 
 def test_who_fails_is_told_to_all_and_nobody_waits(world: Any) -> None:
     first, second = world(2, failing, timeout=60)
-    ways = dict(zip(("loss", "layer", "empty", "apart", "cut", "ddp", "batch"), zip(first, second, strict=True), strict=True))
+    ways = dict(
+        zip(("loss", "layer", "empty", "apart", "cut", "ddp", "batch"), zip(first, second, strict=True), strict=True)
+    )
     assert "ZeroDivisionError" in ways["loss"][1] and "process 1 failed" in ways["loss"][0]
     assert "ZeroDivisionError" in ways["layer"][1] and "process 1 failed" in ways["layer"][0]
     assert all("process 1 has no samples" in said for said in ways["empty"])

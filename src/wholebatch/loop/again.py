@@ -19,6 +19,7 @@ from wholebatch.step import MicroBatches, Step
 
 _SCALES = 41  # from the first scale of a float16 loss to the smallest
 
+
 class LastStep(Observer):
     """Keeps the model as it is before a run's last step, to make that step once more.
 

@@ -99,7 +99,9 @@ class Place:
             return
         empty = [rank for rank, count in enumerate(self.meeting.counts(samples)) if not count]
         if empty:
-            raise BatchError(f"process {empty[0]} has no samples; {self.whole()} (group=None) needs some on every process")
+            raise BatchError(
+                f"process {empty[0]} has no samples; {self.whole()} (group=None) needs some on every process"
+            )
 
     def stay_away(self) -> None:
         """Tell the others that this process has failed before the window began."""

@@ -34,6 +34,10 @@ class Masters:
                 if isinstance(value, Tensor) and value.shape == parameter.shape and is_half(value):
                     state[name] = value.float()
 
+    def begin(self) -> None:
+        """The parameters have been rounded; those that have not need no copy."""
+        self._copies = {parameter: copy for parameter, copy in self._copies.items() if is_half(parameter)}
+
     def raise_(self) -> None:
         """Let the parameters be the copies: an optimizer steps, and loads its state, in the parameters' dtype."""
         with torch.no_grad():

@@ -176,6 +176,7 @@ class Step:
         named = {name: p for name, p in nn.ModuleList(modules).named_parameters() if id(p) in held}
         masters = Masters(named, self.optimizer)
         lower(self.model)
+        masters.begin()
         self._accumulator.apply_by = masters.step
         return masters
 
@@ -210,7 +211,10 @@ class Step:
     def state_dict(self) -> dict[str, Any]:
         """Return what the next step depends on, beside the model and the optimizer."""
         state: dict[str, Any] = {
-            "seed": self.seed, "calls": self.calls, "applied": self.applied, "skipped": self.skipped,
+            "seed": self.seed,
+            "calls": self.calls,
+            "applied": self.applied,
+            "skipped": self.skipped,
         }
         for name, part in self._more().items():
             state[name] = part.state_dict()

@@ -59,7 +59,9 @@ class Meeting:
             return
         self._over = True
         if failed:
-            raise PeerError(f"process {failed[0]} failed within a batch norm over all processes; its own message says why")
+            raise PeerError(
+                f"process {failed[0]} failed within a batch norm over all processes; its own message says why"
+            )
         raise InputError(
             "the processes run different layers, but a batch norm over the whole batch (group=None) needs all of them "
             "in each; use wholebatch.convert_batchnorm(model, group=32)"

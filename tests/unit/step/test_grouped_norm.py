@@ -57,7 +57,9 @@ def flat(**options: Any) -> nn.Module:
 
 
 def images(norm: Callable[[int], nn.Module], shape: tuple[int, ...], conv: Callable[..., nn.Module]) -> nn.Module:
-    return nn.Sequential(nn.Unflatten(1, shape), conv(shape[0], 4, 1), norm(4), nn.ReLU(), nn.Flatten(), nn.LazyLinear(3))
+    return nn.Sequential(
+        nn.Unflatten(1, shape), conv(shape[0], 4, 1), norm(4), nn.ReLU(), nn.Flatten(), nn.LazyLinear(3)
+    )
 
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
@@ -92,7 +94,9 @@ def data(samples: int) -> tuple[Tensor, Tensor]:
 
 def stepped(model: nn.Module, micro: int | str, samples: int = 21, steps: int = 2, **options: Any) -> list[Tensor]:
     """Weights, buffers and gradients after some steps."""
-    step = wb.Step(model, torch.optim.SGD(model.parameters(), lr=0.1), options.pop("loss", CE), micro_batch=micro, **options)
+    step = wb.Step(
+        model, torch.optim.SGD(model.parameters(), lr=0.1), options.pop("loss", CE), micro_batch=micro, **options
+    )
     for _ in range(steps):
         step(data(samples))
     return [*model.parameters(), *(b.double() for b in model.buffers()), *(p.grad for p in model.parameters())]
@@ -118,7 +122,9 @@ def test_every_micro_batch_gives_the_same(name: str) -> None:
     assert apart(stepped(wb.convert_batchnorm(model_of(name), group=8), 8), one) > 1e-3  # it matters at all
 
 
-@pytest.mark.parametrize(("samples", "sizes"), [(21, [4, 4, 4, 4, 5]), (22, [4, 4, 4, 4, 4, 2]), (20, [4] * 5), (3, [3])])
+@pytest.mark.parametrize(
+    ("samples", "sizes"), [(21, [4, 4, 4, 4, 5]), (22, [4, 4, 4, 4, 4, 2]), (20, [4] * 5), (3, [3])]
+)
 def test_groups_and_their_statistics_are_these(samples: int, sizes: list[int]) -> None:
     """By hand: torch's layer on each group; the means weighted by samples; a rest of one joins."""
     x, _ = data(samples)
@@ -150,7 +156,8 @@ def test_two_passes_count_once(group: int | None) -> None:
 
     whole = wb.WholeBatchLoss(lambda model, batch: (F.normalize(model(batch[0])), batch[1]), loss)
     found = [
-        stepped(wb.convert_batchnorm(model_of("1d"), group=group), micro, loss=whole) for micro in ("auto", 100, 8)[: 3 if group else 2]
+        stepped(wb.convert_batchnorm(model_of("1d"), group=group), micro, loss=whole)
+        for micro in ("auto", 100, 8)[: 3 if group else 2]
     ]
     assert all(apart(other, found[0]) < BAR for other in found[1:])
 
@@ -281,7 +288,10 @@ class Own(nn.BatchNorm1d):
 
 
 def test_what_cannot_be_converted_is_refused_and_nothing_is_changed() -> None:
-    for layer, said in ((Own(3), "1 is a Own, a batch norm with code of its own"), (nn.LazyBatchNorm1d(), "channels yet")):
+    for layer, said in (
+        (Own(3), "1 is a Own, a batch norm with code of its own"),
+        (nn.LazyBatchNorm1d(), "channels yet"),
+    ):
         model = nn.Sequential(nn.BatchNorm1d(3), layer)
         with pytest.raises(wb.InputError, match=said):
             wb.convert_batchnorm(model)
@@ -305,6 +315,15 @@ def test_training_cuts_so_by_itself() -> None:
     weights = []
     for micro in (4, 12, "auto"):
         model = wb.convert_batchnorm(model_of("1d"), group=4)
-        wb.train(model, data(33), loss=CE, optimizer=torch.optim.SGD, batch_size=14, epochs=1, micro_batch=micro, display=False)
+        wb.train(
+            model,
+            data(33),
+            loss=CE,
+            optimizer=torch.optim.SGD,
+            batch_size=14,
+            epochs=1,
+            micro_batch=micro,
+            display=False,
+        )
         weights.append([*model.parameters(), *(b.double() for b in model.buffers())])
     assert max(apart(other, weights[0]) for other in weights[1:]) < BAR
