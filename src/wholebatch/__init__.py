@@ -32,6 +32,8 @@ _HOME = {
     "GradientAccumulator": "step",
     "MicroBatches": "step",
     "WholeBatchLoss": "step",
+    "convert_batchnorm": "step",
+    "recompute": "step.recompute",
     "Plan": "step",
     "plan": "step",
     "train": "api",

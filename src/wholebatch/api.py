@@ -7,7 +7,7 @@ import math
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from wholebatch.schedule.piecewise import end_of
 from wholebatch.step import Step
 from wholebatch.step.gradient import check_model, check_optimizer
 from wholebatch.step.losses import FunctionLoss, bind
+from wholebatch.step.recompute import recomputed
 
 _BATCH_SIZE = 512
 _SHORT = 0.7  # of the training; a schedule that ends before was hardly meant so
@@ -55,6 +56,7 @@ def train(
     accumulation_steps: int | None = None,
     bitwise: bool = False,
     precision: str = "fp32",
+    recompute: str | None = None,
     clip_norm: float | None = None,
     eval_data: Any = None,
     inputs: str | Sequence[str] | None = None,
@@ -95,7 +97,10 @@ def train(
         schedule_unit: what the schedule counts: "step" (applied optimizer steps) or "epoch".
         micro_batch: samples of one forward/backward; "auto" takes the whole batch at once.
         accumulation_steps: in place of ``micro_batch``: how many micro-batches make a batch.
-        precision: "fp32" (the model's own dtype) or "bf16" (autocast).
+        precision: "fp32" (the model's own dtype), "tf32", "bf16" or "fp16" (autocast), or "bf16-true" (the model is made
+            bfloat16, and stays so).
+        recompute: names of layers, with ``*`` and commas ("layers.*"), that run again in the backward pass, so that
+            their activations need no memory (:func:`wholebatch.recompute`); while training.
         clip_norm: the largest norm of the finished gradient.
         eval_data: evaluated after every epoch, as many samples at once as training has.
         inputs, targets: where batches are dicts: the keys of what the model takes and of what the loss is told
@@ -150,7 +155,7 @@ def train(
     micro_batch = _micro_batch(micro_batch, accumulation_steps, loader.batch_size)
     where = device_for(device, model)
     model.to(where)
-    engine = parallel_processes.engine(parallel, model)
+    engine = parallel_processes.engine(_parallel(parallel, precision), model)
     made = optimizer if isinstance(optimizer, Optimizer) or not callable(optimizer) else optimizer(model.parameters())
     attached = _attached(schedule, made)
     step = Step(
@@ -189,6 +194,7 @@ def train(
     with (
         closing(loader),
         closing(tested or loader),
+        nullcontext() if recompute is None else recomputed(model, recompute),
         _selecting(loader, loss, inputs, targets),
         saved.opened(run_dir, resume, resume_allow, processes, say) as (kept, beginning, told),
     ):
@@ -341,6 +347,14 @@ def _micro_batch(micro_batch: int | str, accumulation_steps: int | None, batch_s
     if batch_size is None:
         raise ConfigError("accumulation_steps needs a batch_size, which this loader does not have; give micro_batch")
     return math.ceil(batch_size / accumulation_steps)
+
+
+def _parallel(parallel: Any, precision: str) -> Any:
+    """What sums gradients, where nothing else was said: those of bfloat16 parameters DistributedDataParallel cannot."""
+    named = parallel.get("engine") if isinstance(parallel, Mapping) else parallel
+    if precision != "bf16-true" or named not in (None, "auto"):
+        return parallel
+    return {**parallel, "engine": "flat"} if isinstance(parallel, Mapping) else "flat"
 
 
 def device_for(device: str | torch.device, model: nn.Module) -> torch.device:

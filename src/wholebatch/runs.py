@@ -87,6 +87,7 @@ def _train(
         micro_batch=settings.resolved_micro_batch(),
         bitwise=settings.bitwise,
         precision=settings.precision,
+        recompute=settings.recompute,
         clip_norm=settings.clip_norm,
         eval_data=evaluation_loader(settings, parts),
         seed=settings.seed,

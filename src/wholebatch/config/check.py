@@ -85,7 +85,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
 _CHOICES = {
     "schedule_unit": ("step", "epoch"),
     "batch_size_unit": ("epoch", "samples"),
-    "precision": ("fp32", "bf16", "auto"),
+    "precision": ("fp32", "tf32", "bf16", "fp16", "bf16-true", "auto"),
     "data.augment.crop_mode": ("constant", "reflect"),
     "data.augment.callable_per": ("sample", "batch"),
     "parallel.engine": ("auto", "flat", "ddp"),

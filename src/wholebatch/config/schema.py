@@ -166,9 +166,11 @@ class Config:
     clip_norm: float | None = None
     """largest norm of the gradient; null: no clipping"""
     precision: str = "fp32"
-    """arithmetic of the model: fp32, bf16, or auto: bf16 where the processor computes with it, fp32 elsewhere"""
+    """arithmetic of the model: fp32, tf32, bf16, fp16, bf16-true, or auto: bf16 where the processor has it, else fp32"""
     channels_last: bool | str = False
     """keep images as height x width x channels: true, false, or auto: for convolutions, without group norm"""
+    recompute: str | None = None
+    """layers that run again in backward, such as layers.*, which saves memory; null: none"""
     bitwise: bool = False
     """same bits on any number of processes (needs a micro_batch)"""
     workers: int = 0

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from wholebatch.core import processes
 from wholebatch.core.batch_sizes import BatchSizes
-from wholebatch.core.cuts import bounds
+from wholebatch.core.cuts import bounds, parts
 from wholebatch.core.errors import DataError
 from wholebatch.data.adapt import as_dataset, has_random_access
 from wholebatch.data.arrays import ArrayDataset
@@ -60,6 +60,8 @@ class BatchLoader:
         mix: mixes every sample with another of its whole batch, after ``transform``: MixUp or CutMix.
         group: torch.distributed's process group. Each process gets its contiguous part of every whole batch, in rank
             order; ``batch_size`` is that of the whole.
+        align: the parts are cut at multiples of it: the ``group`` of :func:`wholebatch.convert_batchnorm`, for a loop
+            of one's own on several processes; ``train`` knows it.
         workers: processes that make batches ahead of time, in order; where batches go to a GPU, through pinned memory,
             and one batch ahead. 0 is this process alone. Data in memory need none and start none.
 
@@ -85,6 +87,7 @@ class BatchLoader:
         mix: Mix | None = None,
         group: Any = None,
         workers: int = 0,
+        align: int = 1,
     ) -> None:
         self._processes = processes.current(group)
         scheduled = isinstance(batch_size, BatchSizes | Mapping) or callable(batch_size)
@@ -112,6 +115,7 @@ class BatchLoader:
         own = in_memory or isinstance(self.dataset, ImageDataset)
         self.transform = self.dataset.transform if transform is None and own else transform
         self.workers = whole_number("workers", workers, "processes")
+        self.align = positive("align", align)
         self._fetch = None if in_memory and collate is None else Fetch(self.dataset, collate, seed)
         self._workers = Workers(self._fetch, self.workers) if self._fetch is not None and self.workers else None
         self._at_once = self._fetch is None and self._small()
@@ -143,21 +147,24 @@ class BatchLoader:
     def __iter__(self) -> Iterator[Any]:
         return (window.whole() for window in self.windows())
 
-    def windows(self, micro_batch: int | None = None, device: torch.device | str | None = None) -> Iterator[Window]:
+    def windows(
+        self, micro_batch: int | None = None, device: torch.device | str | None = None, align: int | None = None
+    ) -> Iterator[Window]:
         """Iterate as ``for batch in loader`` does, but give each batch as a :class:`Window` of micro-batches.
 
         Args:
             micro_batch: samples that one forward sees, or None for all.
             device: where micro-batches go before they are transformed; None leaves them where the data are.
+            align: in place of the loader's own.
         """
         size = None if micro_batch is None else positive("micro_batch", micro_batch)
-        return self._windows(size, device)
+        return self._windows(size, device, self.align if align is None else positive("align", align))
 
-    def _windows(self, micro_batch: int | None, device: torch.device | str | None) -> Iterator[Window]:
+    def _windows(self, micro_batch: int | None, device: torch.device | str | None, align: int) -> Iterator[Window]:
         epoch = self._epoch
         order = epoch_order(self.samples, self.seed, epoch) if self.shuffle else torch.arange(self.samples)
         finish = finisher(self.transform, self.seed, epoch, device)
-        ready = self._begin(order, micro_batch, device)
+        ready = self._begin(order, micro_batch, device, align)
         ended = False
         try:
             while self._epoch == epoch and (cut := self._next_cut()) is not None:
@@ -165,15 +172,15 @@ class BatchLoader:
                 whole = order[slice(*cut)]
                 self._latest = self.sizes.at(epoch, begin, self.samples)
                 self._consumed += whole.shape[0]
-                first, stop = _part(whole.shape[0], self._processes.rank, self._processes.size)
+                first, stop = parts(whole.shape[0], self._processes.rank, self._processes.size, align)
                 indices = whole[first:stop]
                 gather = partial(self._gather, indices, epoch, begin, ready)
                 if self.mix is None:
-                    yield Window(gather, indices, epoch, micro_batch, self._at_once, finish, first)
+                    yield Window(gather, indices, epoch, micro_batch, self._at_once, finish, first, align)
                 else:
                     plan = self.mix.plan(whole, seed=self.seed, epoch=epoch, place=begin).part(first, stop)
                     mixed = self.mix.gathering(indices, plan, partial(self._take, epoch, begin, ready), finish)
-                    yield Window(mixed, indices, epoch, micro_batch, position=first)
+                    yield Window(mixed, indices, epoch, micro_batch, position=first, align=align)
             ended = True
         finally:
             if not ended:
@@ -196,7 +203,9 @@ class BatchLoader:
             self.close()  # the error's traceback may keep the ``for`` alive for long, and with it the workers
             raise
 
-    def _begin(self, order: Tensor, micro_batch: int | None, device: torch.device | str | None) -> Ready | None:
+    def _begin(
+        self, order: Tensor, micro_batch: int | None, device: torch.device | str | None, align: int
+    ) -> Ready | None:
         """Let the workers begin with the rest of the epoch."""
         if self._workers is None:
             return None
@@ -204,7 +213,7 @@ class BatchLoader:
         cuts = self.sizes.cuts(self._epoch, self.samples, self._consumed, self.drop_last)
         # It must not know this loader, which would keep itself alive by it, and its workers with it.
         mixed = None if self.mix is None else partial(self.mix.plan, seed=self.seed, epoch=self._epoch)
-        plan = partial(_plan, order, self._epoch, cuts, rank, size, micro_batch, mixed)
+        plan = partial(_plan, order, self._epoch, cuts, rank, size, micro_batch, mixed, align)
         return self._workers.begin(plan, None if device is None else torch.device(device))
 
     def _next_cut(self) -> tuple[int, int] | None:
@@ -247,11 +256,6 @@ class BatchLoader:
         return f"BatchLoader({self.samples} samples in batches of {self.sizes}, seed={self.seed})"
 
 
-def _part(samples: int, rank: int, size: int) -> tuple[int, int]:
-    """The part of a whole batch that is a process's: contiguous, in rank order, as even as can be."""
-    return samples * rank // size, samples * (rank + 1) // size
-
-
 def _plan(
     order: Tensor,
     epoch: int,
@@ -260,14 +264,15 @@ def _plan(
     size: int,
     micro_batch: int | None,
     mixed: Callable[..., Plan] | None,
+    align: int,
 ) -> Iterator[tuple[Place, Task]]:
     """The micro-batches of an epoch that are a process's, whole batches from and to ``cuts``."""
     for begin, end in cuts:
         whole = order[begin:end]
-        first, last = _part(whole.shape[0], rank, size)
+        first, last = parts(whole.shape[0], rank, size, align)
         indices, samples = whole[first:last], last - first
         plan = None if mixed is None else mixed(whole, place=begin).part(first, last)
-        for start, stop in bounds(samples, micro_batch or max(1, samples)) or [(0, 0)]:
+        for start, stop in bounds(samples, micro_batch or max(1, samples), align=align) or [(0, 0)]:
             rows = indices[start:stop]
             if plan is not None:
                 rows = plan.part(start, stop).rows(rows)[0]

@@ -35,6 +35,7 @@ class Window:
         at_once: bool = False,
         finish: Callable[[Any, Tensor], Any] | None = None,
         position: int = 0,
+        align: int = 1,
     ) -> None:
         """Make a window.
 
@@ -46,16 +47,17 @@ class Window:
             at_once: gather all samples first and cut views of them, for small samples that all are rows of tensors.
             finish: moves a micro-batch to its device and transforms it, given the micro-batch and its indices.
             position: see above.
+            align: micro-batches are cut at multiples of it (:func:`wholebatch.core.cuts.bounds`).
         """
         self.samples = indices.shape[0]
         self.position = position
         self.indices = indices
         self.epoch = epoch
         self.micro_batch = micro_batch
-        self._gather, self._at_once, self._finish = gather, at_once, finish
+        self._gather, self._at_once, self._finish, self._align = gather, at_once, finish, align
 
     def __iter__(self) -> Iterator[Any]:
-        cuts = bounds(self.samples, self.micro_batch or max(1, self.samples))
+        cuts = self._cuts()
         if self._at_once and len(cuts) > 1:
             pieces = _views(self._gather(0, self.samples), cuts, self.samples)
         else:
@@ -72,7 +74,10 @@ class Window:
 
     def __len__(self) -> int:
         """Return the number of micro-batches."""
-        return len(bounds(self.samples, self.micro_batch or max(1, self.samples)))
+        return len(self._cuts())
+
+    def _cuts(self) -> list[tuple[int, int]]:
+        return bounds(self.samples, self.micro_batch or max(1, self.samples), align=self._align)
 
     def __repr__(self) -> str:
         return f"Window({self.samples} samples of epoch {self.epoch} in {len(self)} micro-batches)"

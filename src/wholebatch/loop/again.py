@@ -16,6 +16,8 @@ from wholebatch.data import BatchLoader
 from wholebatch.loop.modes import begin_training
 from wholebatch.step import MicroBatches, Step
 
+_SCALES = 41  # from the first scale of a float16 loss to the smallest
+
 
 class LastStep(Observer):
     """Keeps the model as it is before a run's last step, to make that step once more.
@@ -83,9 +85,11 @@ class LastStep(Observer):
             step = Step(
                 model, SGD(model.parameters(), lr=0.0), loss, micro_batch=micro_batch, nonfinite="allow", **options
             )
-            step.calls = self._steps - 1
-            window = next(iter(loader.windows(micro_batch, device)))
-            step(MicroBatches(window, samples=window.samples))
+            window = next(iter(loader.windows(micro_batch, device, step.align)))
+            for _ in range(_SCALES):
+                step.calls = self._steps - 1
+                if not step(MicroBatches(window, samples=window.samples)).skipped:
+                    break  # else a float16 gradient overflowed, and the scale is smaller now
         first, second = _gradient(self._model), _gradient(model)
         norm = float(first.norm())
         return float((first - second).abs().max()) / norm if norm else None

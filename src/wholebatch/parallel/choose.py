@@ -13,6 +13,8 @@ from wholebatch.core.errors import ConfigError, nearest
 from wholebatch.core.processes import Processes
 from wholebatch.parallel.replicate import DdpEngine, gives_sparse
 from wholebatch.step.engine import Engine, Flat
+from wholebatch.step.grouped_norm import sums_within
+from wholebatch.step.precision import is_half
 
 ENGINES = ("auto", "flat", "ddp")
 _KEYS = ("data", "engine")
@@ -76,7 +78,9 @@ def _check_size(data: Any, here: Processes) -> None:
 
 def _faster(model: nn.Module | None) -> str:
     """What benchmarks/bench_processes.py shows on the CPU; on a GPU, where exchange and kernels overlap, untested."""
-    if model is None or any(gives_sparse(layer) for layer in model.modules()):
+    if model is None or any(gives_sparse(layer) or sums_within(layer) for layer in model.modules()):
+        return "flat"
+    if any(is_half(parameter) for parameter in model.parameters()):
         return "flat"
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     return "flat" if device.type == "cpu" else "ddp"

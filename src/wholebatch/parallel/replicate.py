@@ -23,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from wholebatch.core.errors import InputError
 from wholebatch.core.processes import Pending, Processes
 from wholebatch.step.over_processes import Totals, add_totals
+from wholebatch.step.precision import is_half
 from wholebatch.step.report import gradients_of, norm_of
 
 # The parameters' gradients travel in buckets of this size.
@@ -30,6 +31,10 @@ BUCKET_MB = 8
 
 _SPARSE = (
     "{} gives sparse gradients, which DistributedDataParallel does not sum here; use parallel='flat', or sparse=False"
+)
+_HALF = (
+    "parameters of bfloat16 or float16 have float32 gradients here, which DistributedDataParallel does not sum; use "
+    "parallel='flat', or precision='bf16' with float32 parameters"
 )
 _OUTSIDE = (
     "a backward outside of this step has used a parameter that the step itself does not use, which "
@@ -58,7 +63,7 @@ class DdpEngine:
         """Start a window; wrap anew where other parameters are trained than before.
 
         Raises:
-            InputError: a layer of ``model`` gives sparse gradients.
+            InputError: a layer of ``model`` gives sparse gradients, or a parameter is bfloat16 or float16.
         """
         self._parameters, self._model = parameters, model
         self._exchange.begin()
@@ -68,6 +73,8 @@ class DdpEngine:
             sparse = next((name for name, layer in model.named_modules() if gives_sparse(layer)), None)
             if sparse is not None:
                 raise InputError(_SPARSE.format(f"the layer {sparse!r}" if sparse else "the model"))
+            if any(is_half(parameter) for parameter in parameters):
+                raise InputError(_HALF)
             self._wrapped = trained
 
     def backward(self, loss_sum: Tensor, upstream: Tensor, last: bool) -> None:

@@ -236,7 +236,7 @@ class Draws:
         samples = self._samples
         other = samples - 1 if samples > 1 else 2
         if self._probed_shapes is None:
-            self._probed_shapes = self._record(0, other)
+            self._probed_shapes = self.record(0, other)
         shapes = self._probed_shapes
         if call >= len(shapes) or len(shapes[call]) != len(lead):
             return None
@@ -270,7 +270,7 @@ class Draws:
         """One number for each entry along ``axis`` of a call's tensor, without the samples before ``first``."""
         self._watched, self._rows = (call, axis), None
         try:
-            self._record(first, self._samples)
+            self.record(first, self._samples)
         finally:
             self._watched = None
         return self._rows
@@ -283,8 +283,8 @@ class Draws:
         self._recording.append(lead)
         return torch.zeros(lead, dtype=torch.bool, device=x.device)
 
-    def _record(self, first: int, stop: int) -> list[Shape]:
-        """The shapes of all keyed calls of a forward with the samples ``first … stop`` of this micro-batch."""
+    def record(self, first: int, stop: int) -> list[Shape]:
+        """Return the shapes of all keyed calls of a forward with the samples ``first … stop`` of this micro-batch."""
         assert self.probe is not None
         state = self._state()
         shapes: list[Shape] = []

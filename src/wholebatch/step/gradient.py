@@ -19,6 +19,7 @@ from wholebatch.core.errors import ConfigError, InputError, InputTypeError, Loss
 from wholebatch.step.engine import Engine, Flat
 from wholebatch.step.losses import weighted_sum
 from wholebatch.step.over_processes import Totals
+from wholebatch.step.precision import step_in_own_dtype, sum_in_float32
 from wholebatch.step.reductions import Divisor
 from wholebatch.step.report import StepReport, gradients_of, norm_of
 from wholebatch.sums import NoiseScale
@@ -70,6 +71,9 @@ class GradientAccumulator:
         self._scale = 1.0
         self._first = 0  # samples of the window's first micro-batch
         self._first_norm: Tensor | None = None
+        self.loss_scale: float | None = None
+        """Of autocast in float16: multiplies every gradient until it is divided; a power of two."""
+        self.apply_by: Callable[[Optimizer], None] = step_in_own_dtype
 
     def add(self, losses: Tensor | tuple[Any, Any], weights: Any = None) -> None:
         """Add the gradient of the sum of ``losses``; every element weighs 1, or what ``weights`` says.
@@ -123,7 +127,7 @@ class GradientAccumulator:
     def begin(self, parameters: list[Tensor], nominal: int) -> None:
         """Start a window from no gradients.
 
-        Float16 sums are scaled by a power of two near ``1 / nominal``, so that they stay as large as a mean.
+        Float16 gradients are scaled by a power of two near ``1 / nominal``, so that they stay as large as a mean.
         """
         report = self._report() if self._report is not None else None
         if report is not None:
@@ -131,11 +135,12 @@ class GradientAccumulator:
         self.parameters = parameters
         self._sums, self._weights, self.samples = [], [], 0
         self._first, self._first_norm = 0, None
-        self._scale = 1.0
+        half = self.loss_scale is not None
         for parameter in parameters:
             parameter.grad = None
-            if parameter.dtype is torch.float16:
-                self._scale = 2.0 ** -math.ceil(math.log2(max(nominal, 1)))
+            half = half or parameter.dtype is torch.float16
+        self._scale = (self.loss_scale or 1.0) * (2.0 ** -math.ceil(math.log2(max(nominal, 1))) if half else 1)
+        sum_in_float32(parameters)
         self._engine.begin(parameters, self._model)
 
     def add_sum(self, loss_sum: Tensor, weight: Divisor | None, samples: int, last: bool = False) -> None:
@@ -227,7 +232,7 @@ class GradientAccumulator:
         skipped = total == 0
         if not skipped and not divide_(gradients, total * self._scale, check=nonfinite != "allow"):
             if nonfinite == "raise":
-                raise NonFiniteError(self._blame(where))
+                raise NonFiniteError(self.blame(where))
             skipped = True
         report = StepReport(sums, total, samples, micro_batches, skipped, gradients, self.noise)
         self._report = weakref.ref(report)
@@ -241,7 +246,7 @@ class GradientAccumulator:
                     self.noise.add(small, norm * per_sample, first, samples)
                 if clip_norm is not None:
                     clip_(gradients, clip_norm, norm)
-            optimizer.step()
+            self.apply_by(optimizer)
         return report
 
     def _first_mean(self, first_weight: Callable[[int], Divisor | None], of_samples: bool) -> Tensor | None:
@@ -262,7 +267,8 @@ class GradientAccumulator:
         """For copies and pickles: the last report stays with the original."""
         return {**vars(self), "_report": None}
 
-    def _blame(self, where: str) -> str:
+    def blame(self, where: str) -> str:
+        """Return what is said of a gradient that is not finite."""
         names = {id(p): name for name, p in self._model.named_parameters()}
         for parameter in self.parameters:
             if parameter.grad is not None and not all_finite([parameter.grad]):

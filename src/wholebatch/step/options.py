@@ -9,6 +9,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from wholebatch.core.errors import ConfigError, InputError, InputTypeError
 from wholebatch.schedule import attach
+from wholebatch.step.precision import check_precision
 
 
 def scheduler_of(schedule: Any, optimizer: Optimizer) -> LRScheduler | None:
@@ -43,8 +44,7 @@ def check_options(micro_batch: Any, precision: str, bitwise: bool, dropout: str,
     whole = isinstance(micro_batch, int) and not isinstance(micro_batch, bool) and micro_batch >= 1
     if micro_batch != "auto" and not whole:
         raise ConfigError(f"micro_batch={micro_batch!r}; expected a number of samples, 1 or more, or 'auto'")
-    if precision not in ("fp32", "bf16"):
-        raise ConfigError(f"precision={precision!r}; expected 'fp32' or 'bf16'")
+    check_precision(precision)
     if bitwise:
         raise ConfigError("bitwise=True is not available in this version; exact mode is the default")
     if dropout not in ("keyed", "native"):

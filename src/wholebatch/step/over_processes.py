@@ -124,7 +124,7 @@ def sum_gradients(processes: Processes, parameters: Sequence[Tensor], kinds: Seq
 
 
 def _zeros(parameter: Tensor, kind: str) -> Tensor:
-    zeros = torch.zeros_like(parameter)
+    zeros = torch.zeros_like(parameter, dtype=parameter.grad_dtype or parameter.dtype)
     return zeros.to_sparse(1) if kind == "sparse" else zeros
 
 

@@ -16,7 +16,9 @@ from wholebatch.core.processes import Processes
 from wholebatch.step.coupled import Replayed, TwoPasses, WholeBatchLoss
 from wholebatch.step.draws import Draws
 from wholebatch.step.gradient import GradientAccumulator
+from wholebatch.step.group_place import Place
 from wholebatch.step.losses import LossCall, targets_of
+from wholebatch.step.precision import autocast, switches
 from wholebatch.step.promise import Promise
 from wholebatch.step.unkeyed import PowerIterations, layers_that_draw, unchanged_buffers
 
@@ -40,6 +42,7 @@ class Passes:
         keyed: bool,
         precision: str,
         axis: tree.Axis,
+        overlaps: bool = False,
     ) -> None:
         self.model = model
         self.seed = seed
@@ -54,15 +57,24 @@ class Passes:
         self.draws = Draws(seed, self._device) if keyed else None
         self._power = PowerIterations(model)
         self.promise = Promise(model, says=processes.rank == 0)
+        self.norms = Place(model, processes, overlaps)
+        self._position: int | None = None
 
-    def run(self, pieces: Pieces, position: int | None, weigh: bool) -> None:
+    def run(self, pieces: Pieces, position: int | None, weigh: bool, samples: int | None = None) -> None:
         """Run all micro-batches of a window: (start, samples, piece, whether it is the last) each.
 
         Args:
             pieces: of this process.
             position: the first sample's place in the whole batch; None where it is not known.
             weigh: whether the weight is counted here; it is known otherwise.
+            samples: how many there are; None where that is not known.
         """
+        self._position = position
+        with self.norms, switches(self.precision):
+            self.norms.check_parts(samples)
+            self._run_all(pieces, position, weigh)
+
+    def _run_all(self, pieces: Pieces, position: int | None, weigh: bool) -> None:
         if self._loss.coupled:
             self._run_coupled(pieces, position)
             return
@@ -88,16 +100,18 @@ class Passes:
             self._tell_draws(piece, position + start, samples)
 
     def _run(self, piece: Any, start: int, samples: int, weigh: bool, last: bool) -> None:
-        piece = self._begin(piece, start)
-        with self._autocast():
+        piece = self._begin(piece, start, samples)
+        with self._autocast(), self.norms.forward():
             output = self._loss.forward(self.model, piece)
             loss_sum, weight = self._loss.summed(output, piece, start, samples, weigh)
         if self.watch is not None and self._loss.shows_output:
             self.watch(tree.map_tensors(Tensor.detach, output), *targets_of(piece))
         self._accumulator.add_sum(loss_sum, weight, samples, last)
 
-    def _begin(self, piece: Any, start: int) -> Any:
+    def _begin(self, piece: Any, start: int, samples: int) -> Any:
         """The micro-batch on the model's device, and what has to be done before it runs."""
+        self.norms.micro_batch(self._position, start, samples)
+        self.norms.probe = functools.partial(self._probe_norms, piece, samples)
         if self.promise.at_risk and (start or self._processes.size > 1):
             self.promise.cut()
         if self._power.vectors:
@@ -105,9 +119,7 @@ class Passes:
         return piece if self._device.type == "cpu" else tree.to_device(piece, self._device)
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """A new one each time: a context of autocast that is entered again while it is open never closes."""
-        bf16 = self.precision == "bf16"
-        return torch.autocast(self._device.type, torch.bfloat16) if bf16 else contextlib.nullcontext()
+        return autocast(self.precision, self._device)
 
     def _probe(self, piece: Any, samples: int, first: int, stop: int) -> None:
         """Run the model on the samples ``first … stop`` for what its keyed calls see; on two where there is one."""
@@ -116,11 +128,26 @@ class Passes:
         if self._device.type != "cpu":
             other = tree.to_device(other, self._device)
         try:
-            with torch.no_grad(), self._autocast(), unchanged_buffers(self.model), warnings.catch_warnings():
+            with (
+                torch.no_grad(),
+                self._autocast(),
+                self.norms.only_looking(),
+                unchanged_buffers(self.model),
+                warnings.catch_warnings(),
+            ):
                 warnings.simplefilter("ignore")  # reentrant checkpointing says that nothing needs gradients here
                 self._loss.forward(self.model, other)
         finally:
             torch.clear_autocast_cache()  # casts of weights made here know no gradients
+
+    def _probe_norms(self, piece: Any, samples: int, first: int, stop: int) -> None:
+        """Run the model for what its grouped batch norms see, with nothing drawn that counts."""
+        if self.draws is not None:
+            self.draws.record(first, stop)
+            return
+        devices = [self._device] if self._device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            self._probe(piece, samples, first, stop)
 
     def _tell_draws(self, piece: Any, position: int, samples: int) -> None:
         draws = self.draws
@@ -128,7 +155,7 @@ class Passes:
 
         def forward() -> None:
             moved = tree.to_device(piece, self._device)
-            with self._autocast():
+            with self._autocast(), self.norms.only_looking():
                 self._loss.summed(self._loss.forward(self.model, moved), moved, position, samples, False)
 
         def mark() -> None:
@@ -145,6 +172,7 @@ class Passes:
             draws.unplaced = position is None
         with contextlib.nullcontext() if draws is None else draws:
             window = list(pieces)
+            encoded: set[int] = set()
 
             def encode(number: int) -> tuple[Tensor, ...]:
                 start, samples, piece, _ = window[number]
@@ -153,8 +181,10 @@ class Passes:
                 else:
                     draws.micro_batch(self.step, (position or 0) + start, samples, twice=True)
                     draws.probe = functools.partial(self._probe, piece, samples)
-                piece = self._begin(piece, start)
-                with self._autocast():
+                piece = self._begin(piece, start, samples)
+                counts = number not in encoded
+                encoded.add(number)
+                with self._autocast(), self.norms.forward(counts):
                     return self._coupled.forward(self.model, piece)
 
             passes = TwoPasses([samples for _, samples, *_ in window], encode, self._of_whole)

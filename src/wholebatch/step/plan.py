@@ -20,10 +20,11 @@ from wholebatch.core import tree
 from wholebatch.core.errors import ConfigError, InputError
 from wholebatch.step.live_bytes import LiveBytes
 from wholebatch.step.losses import bind
+from wholebatch.step.masters import Masters
+from wholebatch.step.precision import autocast, check_precision, is_half, lower, step_in_own_dtype, sum_in_float32
 from wholebatch.step.recompute import recompute
 
 _UNITS = {"b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40, "kb": 10**3, "mb": 10**6, "gb": 10**9}
-_PRECISIONS = ("fp32", "bf16")
 _FEW, _MORE = 4, 16  # micro-batches between which memory grows along a straight line
 
 
@@ -120,7 +121,8 @@ def plan(
         model: any module whose sizes do not depend on the values that it sees.
         batch: a batch of any number of samples, of the right shapes: ``(inputs, *targets)``, or what the loss reads.
         optimizer: an optimizer of the model's parameters, a callable that makes one of them, or None.
-        precision: "fp32" (the model's own dtype) or "bf16" (autocast).
+        precision: what :class:`Step` takes. With "bf16-true" the float32 copies of the parameters count as the
+            optimizer's; gradients of bfloat16 parameters are float32.
         memory: bytes, or "8GiB"; what :meth:`Plan.largest` then fills.
         loss: what :class:`Step` takes; the sum of the outputs, if none.
         recompute_layers: layers that run again in the backward pass (:func:`recompute`).
@@ -135,8 +137,7 @@ def plan(
     >>> p.parameters, p.gradients, p.optimizer
     (200, 200, 404)
     """
-    if precision not in _PRECISIONS:
-        raise ConfigError(f"precision={precision!r}; expected one of {', '.join(_PRECISIONS)}")
+    check_precision(precision)
     if isinstance(shard, bool) or not isinstance(shard, int) or shard < 1:
         raise ConfigError(f"shard={shard!r}; expected a number of processes, 1 or more")
     run = _Run(model, batch, optimizer, precision, loss, recompute_layers)
@@ -149,7 +150,7 @@ def plan(
         parameters=static["parameters"],
         gradients=static["gradients"],
         optimizer=static["optimizer"],
-        buffers=_bytes(model.buffers()),
+        buffers=run.buffers,
         activations_per_sample=per_sample,
         activations_fixed=max(0, one - _FEW * per_sample),
         precision=precision,
@@ -190,12 +191,13 @@ class _Run:
         self._batch = batch
         self._samples = tree.count(batch)
         self._optimizer = optimizer
-        self._bf16 = precision == "bf16"
+        self._precision = precision
         self._loss = None if loss is None else bind(loss)
         self._recompute = recompute_layers
         self._found: dict[int, tuple[int, int]] = {}
-        trained = [p for p in model.parameters() if p.requires_grad]
-        self.static = {"parameters": _bytes(model.parameters()), "gradients": _bytes(trained), "optimizer": 0}
+        self._masters: Masters | None = None
+        self.static: dict[str, int] = {}
+        self.buffers = 0
         self._step(_FEW)
 
     @property
@@ -230,17 +232,23 @@ class _Run:
 
         with FakeTensorMode(), torch.random.fork_rng(devices=[]):
             model, optimizer = self._fakes()
+            apply_by = self._lowered(model, optimizer)
             batch = tree.map_tensors(lambda tensor: self._of_size(tensor, samples), self._batch)
             live = LiveBytes()
             with live:
                 live.hold([*model.parameters(), *model.buffers()])
+                before = live.now
+                if self._masters is not None:
+                    live.hold(self._masters.state_dict().values())
+                masters = live.now - before
                 tree.map_tensors(lambda tensor: live.hold([tensor]), batch)
                 self._micro_batch(model, batch, live)
                 gradients = [p.grad for p in model.parameters() if p.grad is not None]
                 before = live.now
+                self.static["optimizer"] = masters
                 if optimizer is not None:
-                    optimizer.step()
-                    self.static["optimizer"] = live.now - before
+                    apply_by(optimizer)
+                    self.static["optimizer"] += live.now - before
                 for parameter in model.parameters():
                     parameter.grad = None
                 del gradients
@@ -249,12 +257,15 @@ class _Run:
                 self._micro_batch(model, batch, live)
                 kept = self._micro_batch(model, batch, live)  # with the gradients of the one before
                 if optimizer is not None:
-                    optimizer.step()
+                    apply_by(optimizer)
+        self.static["parameters"] = _bytes(model.parameters())
+        self.static["gradients"] = sum(p.numel() * (4 if is_half(p) else p.element_size()) for p in _trained(model))
+        self.buffers = _bytes(model.buffers())
         return live.peak, kept - always - self.static["gradients"]
 
     def _micro_batch(self, model: nn.Module, batch: Any, live: LiveBytes) -> int:
         """Run forward and backward; return the bytes alive in between."""
-        with torch.autocast("cpu", torch.bfloat16, enabled=self._bf16):
+        with autocast(self._precision, torch.device("cpu")):
             if self._loss is None:
                 output = model(batch[0] if isinstance(batch, tuple | list) else batch)
                 total = torch.stack([out.float().sum() for out in _tensors(output) if out.requires_grad]).sum()
@@ -284,9 +295,25 @@ class _Run:
             return model, None
         return model, copy.deepcopy(given, memo) if isinstance(given, Optimizer) else given(model.parameters())
 
+    def _lowered(self, model: nn.Module, optimizer: Optimizer | None) -> Callable[[Optimizer], None]:
+        """Make the model what the precision makes it; return how the optimizer steps."""
+        self._masters = None
+        if self._precision == "bf16-true":
+            if optimizer is not None:
+                self._masters = Masters(dict(model.named_parameters()), optimizer)
+            lower(model)
+            if self._masters is not None:
+                self._masters.begin()
+        sum_in_float32(model.parameters())
+        return step_in_own_dtype if self._masters is None else self._masters.step
+
     def _of_size(self, tensor: Tensor, samples: int) -> Tensor:
         whole = tensor.ndim == 0 or len(tensor) != self._samples
         return torch.empty(tensor.shape if whole else (samples, *tensor.shape[1:]), dtype=tensor.dtype)
+
+
+def _trained(model: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

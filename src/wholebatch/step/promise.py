@@ -7,6 +7,7 @@ import warnings
 from torch import nn
 
 from wholebatch.core.errors import PromiseWarning
+from wholebatch.step.grouped_norm import GroupedNorm
 
 _BatchNorm = nn.modules.batchnorm._BatchNorm
 
@@ -28,13 +29,18 @@ class Promise:
 
     def cut(self) -> None:
         """The whole batch is cut into several parts."""
-        names = [name for name, module in self.batch_norms if module.training or module.running_mean is None]
+        names = [
+            name
+            for name, module in self.batch_norms
+            if not isinstance(module, GroupedNorm) and (module.training or module.running_mean is None)
+        ]
         if names:
             self._say(
                 "batch norm",
                 f"{_listed(names)} normalise each micro-batch by itself (batch norm in training mode), so the result "
-                "depends on micro_batch. Ways out: group, layer or instance norm; batch norm in evaluation mode; or "
-                "micro_batch as large as the batch",
+                "depends on micro_batch. Ways out: wholebatch.convert_batchnorm(model, group=32), which normalises groups "
+                "of fixed size; group, layer or instance norm; batch norm in evaluation mode; or micro_batch as large "
+                "as the batch",
             )
         if self._by_frequency:
             self._say(

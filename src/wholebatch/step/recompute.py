@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
+from typing import Any
 
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -29,6 +32,38 @@ def recompute(model: nn.Module, pattern: str) -> nn.Module:
     >>> recompute(model, "0, 1")[1]
     ReLU()
     """
+    for module in _chosen(model, pattern):
+        if not isinstance(vars(module).get("forward"), functools.partial):
+            own = vars(module).get("forward")
+            module.forward = functools.partial(_run, module) if own is None else functools.partial(_again, own)
+    return model
+
+
+@contextmanager
+def recomputed(model: nn.Module, pattern: str) -> Iterator[None]:
+    """Within the block the layers that ``pattern`` names run again in backward (:func:`recompute`)."""
+    before = [(module, vars(module).get("forward")) for module in _chosen(model, pattern)]
+    recompute(model, pattern)
+    try:
+        yield
+    finally:
+        for module, forward in before:
+            del module.forward
+            if forward is not None:
+                module.forward = forward
+
+
+def _run(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """Run a layer by the class that it has now."""
+    return _again(functools.partial(type(module).forward, module), *args, **kwargs)
+
+
+def _again(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+
+def _chosen(model: nn.Module, pattern: str) -> list[nn.Module]:
+    """The layers that ``pattern`` names, of nested ones the outermost."""
     taken: list[str] = []
     names = [name for name, _ in model.named_modules() if name]
     for part in (word.strip() for word in pattern.split(",")):
@@ -36,9 +71,5 @@ def recompute(model: nn.Module, pattern: str) -> nn.Module:
         if not found:
             raise ConfigError(f"no layer is named {part!r}{nearest(part, names)}; names are those of named_modules()")
         taken += found
-    for name in taken:
-        if not any(name.startswith(f"{outer}.") for outer in taken):
-            module = model.get_submodule(name)
-            if not isinstance(module.forward, functools.partial):
-                module.forward = functools.partial(checkpoint, module.forward, use_reentrant=False)
-    return model
+    outermost = [name for name in taken if not any(name.startswith(f"{outer}.") for outer in taken)]
+    return list(dict.fromkeys(model.get_submodule(name) for name in outermost))

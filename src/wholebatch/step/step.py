@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,13 +12,16 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from wholebatch.core import cuts, processes, tree
-from wholebatch.core.errors import BatchError, InputError
+from wholebatch.core.errors import BatchError, InputError, NonFiniteError
 from wholebatch.step import losses
 from wholebatch.step.engine import Engine
 from wholebatch.step.gradient import GradientAccumulator, check_clip_norm, check_held, check_nonfinite, check_optimizer
+from wholebatch.step.loss_scale import LossScale
+from wholebatch.step.masters import Masters
 from wholebatch.step.options import check_options, scheduler_of
 from wholebatch.step.over_processes import raise_together, same_start
 from wholebatch.step.passes import Passes
+from wholebatch.step.precision import lower
 from wholebatch.step.report import StepReport
 from wholebatch.step.window import MicroBatches, with_last
 from wholebatch.sums import NoiseScale
@@ -40,7 +44,9 @@ class Step:
             (:mod:`wholebatch.step.losses`). A :class:`WholeBatchLoss` couples the samples of the batch.
         micro_batch: samples of one forward/backward; "auto" takes the whole batch at once.
         clip_norm: the largest 2-norm of the finished gradient.
-        precision: "fp32" (the model's own dtype) or "bf16" (autocast).
+        precision: "fp32" (the model's own dtype), "tf32", "bf16" or "fp16" (autocast, the latter with a scaled loss), or
+            "bf16-true" (parameters in bfloat16, which the model then has); see :mod:`wholebatch.step.precision`.
+            Gradients are summed in float32 at least.
         bitwise: not available in this version.
         dropout: "keyed" (masks are a function of seed, step and position) or "native" (torch's own: the
             result then depends on the micro-batch).
@@ -108,8 +114,11 @@ class Step:
             keyed=dropout == "keyed",
             precision=precision,
             axis=batch_axis,
+            overlaps=self._looks_ahead,
         )
-        self._half = any(p.dtype is torch.float16 for p in model.parameters())  # its sums are scaled alike everywhere
+        self._scaling = LossScale() if precision == "fp16" else None
+        self._half = self._scaling is not None or any(p.dtype is torch.float16 for p in model.parameters())
+        self._masters = self._lowered() if precision == "bf16-true" else None
         same_start(self._processes, [*model.named_parameters(), *model.named_buffers(), *self._of_loss()])
 
     def __call__(self, batch: Any, position: int | None = None) -> StepReport:
@@ -130,29 +139,67 @@ class Step:
         if len(self.optimizer.param_groups) != self._groups:
             self._others, self._groups = self._check_parameters(), len(self.optimizer.param_groups)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        if self._scaling is not None:
+            self._accumulator.loss_scale = self._scaling.value
         self._accumulator.begin(parameters + self._others if self._others else parameters, nominal)
         self._passes.step = self.calls
         if error is None:
             marked = with_last(pieces) if self._looks_ahead else ((*piece, False) for piece in pieces)
-            _, error = self._attempt(lambda: self._passes.run(marked, position, weight is None))
+            _, error = self._attempt(lambda: self._passes.run(marked, position, weight is None, samples))
+        else:
+            self._passes.norms.stay_away()
         self.calls += 1
         report = self._accumulator.finish(
             self.optimizer,
             clip_norm=self.clip_norm,
-            nonfinite=self.nonfinite,
+            nonfinite=self.nonfinite if self._scaling is None else "skip",
             where=f"step {self.calls}",
             weight=weight,
             fixed_weight=1.0 if self._loss.coupled else self._loss.whole_weight,
             first_weight=lambda first: self._weight_of_first(batch, first),
             error=error,
         )
+        if self._scaling is not None:
+            self._rescale(report)
         if report.skipped:
             self.skipped += 1
+            self._passes.norms.forget()
         else:
             self.applied += 1
+            self._passes.norms.apply()
             if self._schedule is not None:
                 self._schedule.step()
         return report
+
+    def _lowered(self) -> Masters:
+        """Make the model bfloat16, and let the optimizer move float32 copies."""
+        modules = [self.model] if self._loss.module is None else [self.model, self._loss.module]
+        held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        named = {name: p for name, p in nn.ModuleList(modules).named_parameters() if id(p) in held}
+        masters = Masters(named, self.optimizer)
+        lower(self.model)
+        masters.begin()
+        self._accumulator.apply_by = masters.step
+        return masters
+
+    def _rescale(self, report: StepReport) -> None:
+        """Fit the scale of a float16 loss; what no scale can help is treated as anywhere."""
+        assert self._scaling is not None
+        if not report.skipped:
+            self._scaling.fitted()
+        elif report.weight and not (math.isfinite(float(report.loss_sum)) and self._scaling.overflowed()):
+            if self.nonfinite == "raise":
+                raise NonFiniteError(self._accumulator.blame(f"step {self.calls}"))
+
+    @property
+    def loss_scale(self) -> float:
+        """What a float16 loss is multiplied by, a power of two; 1 with another precision."""
+        return 1.0 if self._scaling is None else self._scaling.value
+
+    @property
+    def align(self) -> int:
+        """What batches are cut at multiples of, for grouped batch norms (:func:`convert_batchnorm`); 1 if there are none."""
+        return self._passes.norms.align
 
     @property
     def noise(self) -> NoiseScale:
@@ -171,8 +218,17 @@ class Step:
     def state_dict(self) -> dict[str, Any]:
         """Return what the next step depends on, beside the model and the optimizer."""
         state: dict[str, Any] = {name: getattr(self, name) for name in ("seed", "calls", "applied", "skipped")}
-        state["noise"] = self.noise.state_dict()
-        return state if self._schedule is None else {**state, "schedule": self._schedule.state_dict()}
+        return state | {name: part.state_dict() for name, part in self._more().items()}
+
+    def _more(self) -> dict[str, Any]:
+        """What else has a state."""
+        parts = {
+            "noise": self.noise,
+            "schedule": self._schedule,
+            "loss_scale": self._scaling,
+            "float32_weights": self._masters,
+        }
+        return {name: part for name, part in parts.items() if part is not None}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where ``state`` was taken.
@@ -188,10 +244,9 @@ class Step:
         if ("schedule" in state) != (self._schedule is not None):
             raise InputError("the state and the step must both have a schedule, or neither; pass the same schedule=")
         self.calls, self.applied, self.skipped = state["calls"], state["applied"], state["skipped"]
-        if "noise" in state:  # absent from states of earlier versions
-            self.noise.load_state_dict(state["noise"])
-        if self._schedule is not None:
-            self._schedule.load_state_dict(state["schedule"])
+        for name, part in self._more().items():
+            if name in state:
+                part.load_state_dict(state[name])
 
     # cutting ------------------------------------------------------------------------------------
 
@@ -214,7 +269,9 @@ class Step:
             if samples:
                 yield start, samples, batch
             return
-        for first, stop in cuts.bounds(samples, size, avoid_single=bool(self._passes.promise.batch_norms)):
+        norms = self._passes.norms
+        norms.refuse_cut(size, samples)
+        for first, stop in cuts.bounds(samples, size, bool(self._passes.promise.batch_norms), norms.align):
             yield start + first, stop - first, tree.cut(batch, first, stop, samples, self._axis)
 
     def _pieces_of_window(self, window: MicroBatches) -> Iterator[tuple[int, int, Any]]:
