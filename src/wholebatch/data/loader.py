@@ -148,21 +148,46 @@ class BatchLoader:
                 begin = self._consumed
                 whole = order[begin : begin + self.batch_size]
                 self._consumed += whole.shape[0]
-                first, stop = _part(whole.shape[0], self._processes.rank, self._processes.size)
-                indices = whole[first:stop]
-                gather = partial(self._gather, indices, epoch, begin, ready)
-                if self.mix is None:
-                    yield Window(gather, indices, epoch, micro_batch, self._at_once, finish, first)
-                else:
-                    plan = self.mix.plan(whole, seed=self.seed, epoch=epoch, place=begin).part(first, stop)
-                    mixed = self.mix.gathering(indices, plan, partial(self._take, epoch, begin, ready), finish)
-                    yield Window(mixed, indices, epoch, micro_batch, position=first)
+                yield self._window(whole, epoch, begin, micro_batch, finish, ready)
             ended = True
         finally:
             if not ended:
                 self.close()
         if self._epoch == epoch:
             self._epoch, self._consumed = epoch + 1, 0
+
+    def _window(
+        self,
+        whole: Tensor,
+        epoch: int,
+        begin: int,
+        micro_batch: int | None,
+        finish: Callable[[Any, Tensor], Any] | None,
+        ready: Ready | None,
+    ) -> Window:
+        """This process's part of the whole batch of these samples, which begins at ``begin`` in the epoch."""
+        first, stop = _part(whole.shape[0], self._processes.rank, self._processes.size)
+        indices = whole[first:stop]
+        if self.mix is None:
+            gather = partial(self._gather, indices, epoch, begin, ready)
+            return Window(gather, indices, epoch, micro_batch, self._at_once, finish, first)
+        plan = self.mix.plan(whole, seed=self.seed, epoch=epoch, place=begin).part(first, stop)
+        mixed = self.mix.gathering(indices, plan, partial(self._take, epoch, begin, ready), finish)
+        return Window(mixed, indices, epoch, micro_batch, position=first)
+
+    def peek(self, samples: int, device: torch.device | str | None = None) -> tuple[Any, int]:
+        """Return some samples of the first batch of this epoch, and how many of it are this process's.
+
+        They are made as a window makes them, by this process; nothing counts as consumed.
+
+        Args:
+            samples: how many are wanted; there may be fewer.
+            device: where they go before they are transformed.
+        """
+        order = epoch_order(self.samples, self.seed, self._epoch) if self.shuffle else torch.arange(self.samples)
+        finish = finisher(self.transform, self.seed, self._epoch, device)
+        window = self._window(order[: self.batch_size], self._epoch, 0, samples, finish, None)
+        return next(iter(window), None), window.samples
 
     def _gather(self, indices: Tensor, epoch: int, begin: int, ready: Ready | None, start: int, stop: int) -> Any:
         """The batch of the samples ``start … stop`` of those in ``indices``."""

@@ -71,6 +71,11 @@ class MicroBatchSize:
         before, self.tokens = self.tokens, max(1, min(smaller, self.tokens // 2))
         return self.tokens < before
 
+    def choose(self, batch: Any, samples: int, limit: int | None) -> None:
+        """Remember the micro-batch for such a batch; ``limit`` is None, or all of them, where none was found."""
+        seen = samples if limit is None or limit == samples else max(samples, limit + 1)
+        self.chosen[shape_of(batch)] = samples if limit is None else limit, seen
+
     def known(self, batch: Any, samples: int) -> bool:
         """Whether the size for such a batch was chosen already."""
         size, seen = self.chosen.get(shape_of(batch), (0, 0))
@@ -127,6 +132,7 @@ class Finder:
         self._model, self._optimizer, self._loss, self._passes = model, optimizer, loss, passes
         self._precision, self._axis = precision, axis
         self._device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        self._least = 2 if passes.promise.batch_norms else 1
 
     def find(self, batch: Any, samples: int, measure: bool) -> int:
         """Return the micro-batch for ``samples`` samples that are like those of ``batch``, all of them or some."""
@@ -193,7 +199,12 @@ class Finder:
         return sum(tensor.nbytes for tensor in tensors if not tensor.is_sparse)
 
     def _largest(self, planned: Plan, room: int, samples: int) -> int:
-        return samples if planned.peak(samples) <= room else max(1, min(samples, planned.largest(max(1, room))))
+        if planned.peak(samples) <= room:
+            return samples
+        try:
+            return max(self._least, min(samples, planned.largest(max(1, room))))
+        except WholebatchError:  # of two samples and less, where batch norm cannot be planned
+            return self._least
 
     def _measured(self, batch: Any, given: int, limit: int, samples: int, planned: Plan | None) -> int:
         fits = (lambda size: True) if planned is not None else _Growth(self._device, self._room()).fits
@@ -207,7 +218,7 @@ class Finder:
             return time.perf_counter() - begun
 
         try:
-            return prefer(seconds, limit, EXTRA_STEPS * samples, fits)
+            return prefer(seconds, limit, EXTRA_STEPS * samples, fits, self._least)
         except Exception:  # autograd.grad is not for every model, and what is wrong with one the step says better
             return limit if planned is not None else samples
 
@@ -220,7 +231,11 @@ class Finder:
 
 
 def prefer(
-    seconds: Callable[[int], float], limit: int, budget: int, fits: Callable[[int], bool] = lambda size: True
+    seconds: Callable[[int], float],
+    limit: int,
+    budget: int,
+    fits: Callable[[int], bool] = lambda size: True,
+    least: int = 1,
 ) -> int:
     """Return the smallest micro-batch up to ``limit`` whose throughput is within 3 % of the best that is seen.
 
@@ -232,10 +247,11 @@ def prefer(
         limit: the largest size.
         budget: of samples, over all that is tried.
         fits: whether a size may be tried; no larger one is, where not.
+        least: the smallest size.
     """
     rates: dict[int, float] = {}
     spent, slower = 0, 0
-    for size in sorted({max(1, limit * part // SMALLEST) for part in (1, 2, 4, 8, 16, 32, 64)}):
+    for size in sorted({max(least, limit * part // SMALLEST) for part in (1, 2, 4, 8, 16, 32, 64)}):
         if not fits(size) or spent + size > budget:
             break
         best = max(rates.values(), default=0.0)
@@ -251,7 +267,7 @@ def prefer(
         if slower == 2:
             break
     enough = CLOSE * max(rates.values(), default=0.0)
-    return min((size for size, rate in rates.items() if rate >= enough), default=1)
+    return min((size for size, rate in rates.items() if rate >= enough), default=least)
 
 
 class _Growth:

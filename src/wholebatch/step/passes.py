@@ -162,14 +162,14 @@ class Passes:
             if draws is None:
                 yield
                 return
-            draws.unplaced = False
-            with draws:
-                draws.micro_batch(self.step, 0, samples, twice=True)
-                draws.probe = functools.partial(self._probe, piece, samples)
-                try:
+            unplaced, draws.unplaced = draws.unplaced, False
+            try:
+                with draws:
+                    draws.micro_batch(self.step, 0, samples, twice=True)
+                    draws.probe = functools.partial(self._probe, piece, samples)
                     yield
-                finally:
-                    draws.probe = None
+            finally:
+                draws.probe, draws.unplaced = None, unplaced
 
     def _tell_draws(self, piece: Any, position: int, samples: int) -> None:
         draws = self.draws

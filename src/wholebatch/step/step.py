@@ -18,7 +18,7 @@ from wholebatch.step.available import left_by_limits
 from wholebatch.step.costs import Cost
 from wholebatch.step.engine import Engine
 from wholebatch.step.gradient import GradientAccumulator, check_clip_norm, check_held, check_nonfinite, check_optimizer
-from wholebatch.step.micro_batch_size import Finder, MicroBatchSize, shape_of
+from wholebatch.step.micro_batch_size import Finder, MicroBatchSize
 from wholebatch.step.options import check_options, check_tokens, scheduler_of
 from wholebatch.step.over_processes import raise_together, same_start
 from wholebatch.step.passes import Passes
@@ -201,7 +201,7 @@ class Step:
             self.calls -= 1
             raise
 
-    def fit(self, batch: Any, samples: int) -> int:
+    def fit(self, batch: Any, samples: int) -> int | None:
         """Find the micro-batch that "auto" takes for batches like this one; every process calls it.
 
         A step does so when it is called for the first time. Nothing of what is tried stays.
@@ -211,15 +211,15 @@ class Step:
             samples: how many of them are this process's part of the whole batch; 0 where it has none to show.
 
         Returns:
-            The least that a process found, or ``samples``.
+            The least that a process found; None where all of its part may be taken at once in every process.
         """
         self._found_together = True
         found = self._finder.find(batch, samples, measure=True) if self.size.automatic and samples else 0
         limits = self._processes.exchange(found if 0 < found < samples else 0)
-        size = min((limit for limit in limits if limit), default=samples)
+        least = min((limit for limit in limits if limit), default=None)
         if self.size.automatic and batch is not None:
-            self.size.chosen[shape_of(batch)] = size, max(samples, size + 1 if any(limits) else samples)
-        return min(size, samples)
+            self.size.choose(batch, samples, least)
+        return least
 
     def _find(self, batch: Any) -> None:
         """Find the micro-batch for such a batch: with the other processes the first time, by the plan later."""
@@ -233,7 +233,7 @@ class Step:
         if not self._found_together:
             self.fit(batch if samples else None, samples)
         elif samples and not self.size.known(batch, samples):
-            self.size.chosen[shape_of(batch)] = self._finder.find(batch, samples, measure=False), samples
+            self.size.choose(batch, samples, self._finder.find(batch, samples, measure=False))
 
     def _make_smaller(self, batch: Any, samples: int, said: str) -> None:
         """Put everything back to the window's beginning; a smaller micro-batch for it and for the later ones."""
@@ -321,6 +321,8 @@ class Step:
             running = draws.pause() if draws is not None else None
             iterator = iter(pieces) if iterator is None else iterator  # a loader draws its seed here
             piece = next(iterator, self)
+            if piece is not self and self._found_together:
+                self._find(piece)
             if draws is not None:
                 draws.resume(running)
             if piece is self:
