@@ -58,6 +58,8 @@ _HOME = {
     "FencedError": "core.errors",
     "WrongStepError": "core.errors",
     "NonFiniteError": "core.errors",
+    "OutOfMemoryError": "core.errors",
+    "OutOfMemoryWarning": "core.errors",
     "PromiseWarning": "core.errors",
 }
 _MODULES = ("data", "models", "parallel")

@@ -29,13 +29,16 @@ from wholebatch.data.select import selection, with_selection
 from wholebatch.display import RunFolder, choose
 from wholebatch.display.liveplot import LivePlot
 from wholebatch.loop import Metrics
+from wholebatch.loop.modes import begin_training, modes_given_back
 from wholebatch.schedule.piecewise import end_of
 from wholebatch.step import Step
+from wholebatch.step.costs import Cost
 from wholebatch.step.gradient import check_model, check_optimizer
 from wholebatch.step.losses import FunctionLoss, bind
 from wholebatch.step.recompute import recomputed
 
 _BATCH_SIZE = 512
+_PEEKED = 16  # samples that the micro-batch is found with
 _SHORT = 0.7  # of the training; a schedule that ends before was hardly meant so
 
 
@@ -53,6 +56,8 @@ def train(
     schedule: Callable[[float], float] | LRScheduler | None = None,
     schedule_unit: str = "step",
     micro_batch: int | str = "auto",
+    micro_batch_tokens: int | None = None,
+    micro_batch_cost: Cost | None = None,
     accumulation_steps: int | None = None,
     bitwise: bool = False,
     precision: str = "fp32",
@@ -95,7 +100,10 @@ def train(
         epochs: passes over the data.
         schedule: the learning rate as a function of progress, or an ``LRScheduler``.
         schedule_unit: what the schedule counts: "step" (applied optimizer steps) or "epoch".
-        micro_batch: samples of one forward/backward; "auto" takes the whole batch at once.
+        micro_batch: samples of one forward/backward; "auto" finds it from the memory there is and the throughput. Where
+            memory runs out, the step is made again with a smaller one.
+        micro_batch_tokens: what one forward/backward may cost, in place of ``micro_batch`` (:class:`Step`).
+        micro_batch_cost: ``cost(batch)`` gives what each sample costs, in place of its tokens.
         accumulation_steps: in place of ``micro_batch``: how many micro-batches make a batch.
         precision: "fp32" (the model's own dtype), "tf32", "bf16" or "fp16" (autocast), or "bf16-true" (the model is made
             bfloat16, and stays so).
@@ -163,6 +171,8 @@ def train(
         made,
         loss,
         micro_batch=micro_batch,
+        micro_batch_tokens=micro_batch_tokens,
+        micro_batch_cost=micro_batch_cost,
         clip_norm=clip_norm,
         precision=precision,
         seed=seed,
@@ -200,11 +210,14 @@ def train(
     ):
         for plot in [one for one in observers if isinstance(one, LivePlot)]:
             plot.join(shown, kept)
+        found = _fitted(step, loader, where)
+        if isinstance(tested, BatchLoader) and tested is not eval_data and found is not None:
+            tested.take_at_most(found)
         return loop.train(
             step,
             loader,
             shape,
-            micro_batch=None if micro_batch == "auto" else int(micro_batch),
+            micro_batch=found if micro_batch == "auto" else int(micro_batch),
             device=where,
             metrics=Metrics(copy.deepcopy(metrics), _ignored(loss)),
             evaluate=test,
@@ -355,6 +368,16 @@ def _parallel(parallel: Any, precision: str) -> Any:
     if precision != "bf16-true" or named not in (None, "auto"):
         return parallel
     return {**parallel, "engine": "flat"} if isinstance(parallel, Mapping) else "flat"
+
+
+def _fitted(step: Step, loader: BatchLoader | StreamLoader, device: torch.device) -> int | None:
+    """The micro-batch that "auto" takes, found before the first window is asked for; None for all at once."""
+    if not isinstance(loader, BatchLoader) or not step.size.automatic:
+        return step.fit(None, 0)
+    with modes_given_back(step.model):
+        begin_training(step.model)
+        batch, samples = loader.peek(_PEEKED, device, step.align)
+        return step.fit(batch, samples)
 
 
 def device_for(device: str | torch.device, model: nn.Module) -> torch.device:

@@ -32,6 +32,8 @@ NAMES = {
     "MicroBatches",
     "MultiFactorScheduler",
     "NonFiniteError",
+    "OutOfMemoryError",
+    "OutOfMemoryWarning",
     "PeerError",
     "Plan",
     "PolynomialScheduler",
@@ -96,7 +98,8 @@ SIGNATURES: dict[str, dict[str, Any]] = {
     "attach": {"schedule": REQUIRED, "optimizer": REQUIRED},
     "scale_lr": {"lr": REQUIRED, "*": None, "batch_size": REQUIRED, "reference": ANY, "rule": "linear"},
     "Step": {
-        "model": REQUIRED, "optimizer": REQUIRED, "loss": REQUIRED, "*": None, "micro_batch": "auto", "clip_norm": None,
+        "model": REQUIRED, "optimizer": REQUIRED, "loss": REQUIRED, "*": None, "micro_batch": "auto",
+        "micro_batch_tokens": None, "micro_batch_cost": None, "clip_norm": None,
         "precision": "fp32", "bitwise": False, "dropout": "keyed", "nonfinite": "raise", "seed": 0, "schedule": None,
         "batch_axis": 0, "group": None, "engine": None,
     },

@@ -9,6 +9,7 @@
     │   ├── ConfigError               a configuration: unknown key, impossible value
     │   ├── DataError                 a data set or one of its files
     │   ├── RunFolderError            a run folder that cannot be read or written
+    │   ├── OutOfMemoryError          not even one sample fits, or a window that cannot be made again
     │   ├── PeerError                 another process failed; the message says which one, and why
     │   │   └── LostError             another process is gone, or does not answer; it said nothing
     │   └── CheckpointError           a checkpoint that is damaged, missing, or of another run
@@ -18,6 +19,7 @@
     └── FencedError                   a newer world has taken the run folder over; this one may write nothing
 
     PromiseWarning (UserWarning)      the result depends on something it should not depend on
+    OutOfMemoryWarning (UserWarning)  memory ran out, and the step was made again in smaller micro-batches
 
 A message shows what was given, what was expected, and the repair. The command line prints an
 ``InputError`` or an ``InputTypeError`` in one line and exits with 2.
@@ -61,6 +63,10 @@ class CheckpointError(InputError):
     """A checkpoint that is damaged, missing, or that belongs to another run."""
 
 
+class OutOfMemoryError(InputError):
+    """Memory ran out with a single sample, or in a window that cannot be made again; the weights are as before."""
+
+
 class PeerError(InputError):
     """Another process failed; the message says which one, and why."""
 
@@ -87,6 +93,10 @@ class FencedError(WholebatchError):
 
 class PromiseWarning(UserWarning):
     """The result depends on something that it should not depend on; the message names the ways out."""
+
+
+class OutOfMemoryWarning(UserWarning):
+    """Memory ran out; the step was made again in smaller micro-batches, which the later ones keep."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -172,21 +172,51 @@ class BatchLoader:
                 whole = order[slice(*cut)]
                 self._latest = self.sizes.at(epoch, begin, self.samples)
                 self._consumed += whole.shape[0]
-                first, stop = parts(whole.shape[0], self._processes.rank, self._processes.size, align)
-                indices = whole[first:stop]
-                gather = partial(self._gather, indices, epoch, begin, ready)
-                if self.mix is None:
-                    yield Window(gather, indices, epoch, micro_batch, self._at_once, finish, first, align)
-                else:
-                    plan = self.mix.plan(whole, seed=self.seed, epoch=epoch, place=begin).part(first, stop)
-                    mixed = self.mix.gathering(indices, plan, partial(self._take, epoch, begin, ready), finish)
-                    yield Window(mixed, indices, epoch, micro_batch, position=first, align=align)
+                yield self._window(whole, epoch, begin, micro_batch, finish, ready, align)
             ended = True
         finally:
             if not ended:
                 self.close()
         if self._epoch == epoch:
             self._epoch, self._consumed = epoch + 1, 0
+
+    def _window(
+        self,
+        whole: Tensor,
+        epoch: int,
+        begin: int,
+        micro_batch: int | None,
+        finish: Callable[[Any, Tensor], Any] | None,
+        ready: Ready | None,
+        align: int,
+    ) -> Window:
+        """This process's part of the whole batch of these samples, which begins at ``begin`` in the epoch."""
+        first, stop = parts(whole.shape[0], self._processes.rank, self._processes.size, align)
+        indices = whole[first:stop]
+        if self.mix is None:
+            gather = partial(self._gather, indices, epoch, begin, ready)
+            return Window(gather, indices, epoch, micro_batch, self._at_once, finish, first, align)
+        plan = self.mix.plan(whole, seed=self.seed, epoch=epoch, place=begin).part(first, stop)
+        mixed = self.mix.gathering(indices, plan, partial(self._take, epoch, begin, ready), finish)
+        return Window(mixed, indices, epoch, micro_batch, position=first, align=align)
+
+    def peek(self, samples: int, device: torch.device | str | None = None, align: int | None = None) -> tuple[Any, int]:
+        """Return some samples of the first batch of this epoch, and how many of it are this process's.
+
+        They are made as a window makes them, by this process; nothing counts as consumed.
+
+        Args:
+            samples: how many are wanted; there may be fewer.
+            device: where they go before they are transformed.
+            align: in place of the loader's own; as many more samples are given as reach a multiple of it.
+        """
+        align = self.align if align is None else positive("align", align)
+        wanted = -(-samples // align) * align
+        order = epoch_order(self.samples, self.seed, self._epoch) if self.shuffle else torch.arange(self.samples)
+        finish = finisher(self.transform, self.seed, self._epoch, device)
+        first = order[: self.sizes.at(self._epoch, 0, self.samples)]
+        window = self._window(first, self._epoch, 0, wanted, finish, None, align)
+        return next(iter(window), None), window.samples
 
     def _gather(self, indices: Tensor, epoch: int, begin: int, ready: Ready | None, start: int, stop: int) -> Any:
         """The batch of the samples ``start … stop`` of those in ``indices``."""
@@ -222,6 +252,12 @@ class BatchLoader:
         end = min(self.samples, self._consumed + size)
         least = size if self.drop_last else 1
         return (self._consumed, end) if end - self._consumed >= least else None
+
+    def take_at_most(self, samples: int) -> None:
+        """Make batches no larger than this, from the next one on; a schedule is left as it is."""
+        if self.sizes.fixed and samples < self.batch_size:
+            self.sizes = BatchSizes(samples)
+            self.batch_size = self._latest = samples
 
     def close(self) -> None:
         """End the workers, where there are any; they start anew when they are needed again."""

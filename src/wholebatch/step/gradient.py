@@ -216,7 +216,6 @@ class GradientAccumulator:
             None if error is not None else self._first_mean(first_weight, fixed_weight is not None)
         )
         first = float(self._first)
-        self.noise.windows += 1
         self._sums, self._weights = [], []
         if self._engine.processes.size > 1:
             whole = self._engine.finish(_totals(sums, total, samples, micro_batches, small, first), error)
@@ -224,6 +223,7 @@ class GradientAccumulator:
             samples, micro_batches = whole.samples, whole.micro_batches
             small = math.sqrt(whole.small / whole.first) if whole.first else None
             first = whole.first / max(1.0, whole.firsts)
+        self.noise.windows += 1  # not before: a window that is made again counts once
         if fixed_weight is not None and samples:
             total = fixed_weight
         if not math.isfinite(total):

@@ -51,3 +51,21 @@ def check_options(micro_batch: Any, precision: str, bitwise: bool, dropout: str,
         raise ConfigError(f"dropout={dropout!r}; expected 'keyed' or 'native'")
     if not isinstance(seed, int):
         raise ConfigError(f"seed={seed!r}; expected an int")
+
+
+def check_tokens(micro_batch: Any, tokens: Any, cost: Any) -> None:
+    """Refuse a size in tokens beside one in samples, or none where there is a cost.
+
+    Raises:
+        ConfigError: the message names the options and their values.
+    """
+    if tokens is None and cost is not None:
+        raise ConfigError("micro_batch_cost= says what a sample costs; say what a micro-batch may: micro_batch_tokens=")
+    if tokens is None:
+        return
+    if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1:
+        raise ConfigError(f"micro_batch_tokens={tokens!r}; expected a number of tokens, 1 or more")
+    if micro_batch != "auto":
+        raise ConfigError(f"micro_batch={micro_batch} and micro_batch_tokens={tokens} say the same; give one of them")
+    if cost is not None and not callable(cost):
+        raise ConfigError(f"micro_batch_cost={cost!r:.40}; expected a function of a batch that gives a number a sample")

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from wholebatch.core.errors import InputError, PeerError
 from wholebatch.core.processes import Processes
+from wholebatch.step.redo import RanOut
 
 # Gradients travel in buckets of this size: while one is under way the next is gathered.
 BUCKET_BYTES = 8 << 20
@@ -73,13 +74,18 @@ def add_totals(
 
     Raises:
         PeerError: another process failed; this one's own ``error`` is raised where it has one.
+        RanOut: nobody failed otherwise, but memory ran out on some process.
     """
     flags = [_FLAGS[kind] + processes.size * (kind == "sparse") for kind in kinds]
+    short = isinstance(error, RanOut)
+    wrong = [float(error is not None and not short), float(short)]
     sums = [own.loss, own.weight, own.samples, own.micro_batches, own.small, own.first, own.firsts]
-    buffer = torch.tensor([*sums, float(error is not None), *flags], dtype=torch.float64)
-    loss, weight, samples, micro_batches, small, first, firsts, failed, *counts = processes.sum_(buffer).tolist()
+    found = processes.sum_(torch.tensor([*sums, *wrong, *flags], dtype=torch.float64)).tolist()
+    loss, weight, samples, micro_batches, small, first, firsts, failed, ran_out, *counts = found
     if failed:
-        raise_together(processes, error)
+        raise_together(processes, None if short else error)
+    if ran_out:
+        raise error if error is not None else RanOut
     whole = Totals(loss, weight, int(samples), int(micro_batches), small, first, firsts)
     return whole, [_kind(count, processes.size) for count in counts]
 

@@ -49,6 +49,8 @@ class Passes:
         self.precision = precision
         self.step = 0
         self.watch: Callable[..., None] | None = None
+        self.watched = 0  # samples of the window that ``watch`` was told already, when it is made again
+        self.running: tuple[Any, int] | None = None  # the micro-batch that is under way, and its samples
         self._loss = loss
         self._accumulator = accumulator
         self._processes = processes
@@ -100,12 +102,14 @@ class Passes:
             self._tell_draws(piece, position + start, samples)
 
     def _run(self, piece: Any, start: int, samples: int, weigh: bool, last: bool) -> None:
+        self.running = piece, samples
         piece = self._begin(piece, start, samples)
         with self._autocast(), self.norms.forward():
             output = self._loss.forward(self.model, piece)
             loss_sum, weight = self._loss.summed(output, piece, start, samples, weigh)
-        if self.watch is not None and self._loss.shows_output:
+        if self.watch is not None and self._loss.shows_output and start >= self.watched:
             self.watch(tree.map_tensors(Tensor.detach, output), *targets_of(piece))
+            self.watched = start + samples
         self._accumulator.add_sum(loss_sum, weight, samples, last)
 
     def _begin(self, piece: Any, start: int, samples: int) -> Any:
@@ -149,6 +153,54 @@ class Passes:
         with torch.random.fork_rng(devices=devices):
             self._probe(piece, samples, first, stop)
 
+    def rehearse(self, piece: Any, samples: int) -> None:
+        """Run forward and backward of a micro-batch that belongs to no window; nothing of it stays."""
+        with self._without_trace(samples, piece):
+            total = self._total(piece, samples)
+            parameters = [p for p in self.model.parameters() if p.requires_grad]
+            torch.autograd.grad(total, parameters, allow_unused=True)
+
+    def kept_bytes(self, piece: Any, samples: int) -> int:
+        """The bytes that autograd keeps of a forward with this micro-batch, parameters apart; nothing of it stays."""
+        own = {p.untyped_storage().data_ptr() for p in self.model.parameters()}
+        found: dict[int, int] = {}
+
+        def keep(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in own:
+                found[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with self._without_trace(samples, piece), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            self._total(piece, samples)
+        return sum(found.values())
+
+    def _total(self, piece: Any, samples: int) -> Tensor:
+        piece = piece if self._device.type == "cpu" else tree.to_device(piece, self._device)
+        with self._autocast():
+            return self._loss.summed(self._loss.forward(self.model, piece), piece, 0, samples, False)[0]
+
+    @contextlib.contextmanager
+    def _without_trace(self, samples: int, piece: Any) -> Iterator[None]:
+        """Draws as in a window, given back with the buffers."""
+        draws = self.draws
+        devices = [self._device] if self._device.type == "cuda" else []
+        kept = contextlib.ExitStack()
+        for context in (torch.random.fork_rng(devices), unchanged_buffers(self.model), switches(self.precision)):
+            kept.enter_context(context)
+        with kept, torch.enable_grad():
+            if draws is None:
+                yield
+                return
+            unplaced, draws.unplaced = draws.unplaced, False
+            try:
+                with draws:
+                    draws.micro_batch(self.step, 0, samples, twice=True)
+                    draws.probe = functools.partial(self._probe, piece, samples)
+                    yield
+            finally:
+                draws.probe, draws.unplaced = None, unplaced
+
     def _tell_draws(self, piece: Any, position: int, samples: int) -> None:
         draws = self.draws
         assert draws is not None
@@ -176,6 +228,7 @@ class Passes:
 
             def encode(number: int) -> tuple[Tensor, ...]:
                 start, samples, piece, _ = window[number]
+                self.running = piece, samples
                 if draws is None:
                     again.micro_batch(number)
                 else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,14 +12,17 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from wholebatch.core import cuts, processes, tree
-from wholebatch.core.errors import BatchError, InputError, NonFiniteError
-from wholebatch.step import losses
+from wholebatch.core import processes, tree
+from wholebatch.core.errors import BatchError, InputError, NonFiniteError, OutOfMemoryError
+from wholebatch.step import losses, redo
+from wholebatch.step.available import left_by_limits
+from wholebatch.step.costs import Cost
 from wholebatch.step.engine import Engine
 from wholebatch.step.gradient import GradientAccumulator, check_clip_norm, check_held, check_nonfinite, check_optimizer
 from wholebatch.step.loss_scale import LossScale
 from wholebatch.step.masters import Masters
-from wholebatch.step.options import check_options, scheduler_of
+from wholebatch.step.micro_batch_size import Finder, MicroBatchSize
+from wholebatch.step.options import check_options, check_tokens, scheduler_of
 from wholebatch.step.over_processes import raise_together, same_start
 from wholebatch.step.passes import Passes
 from wholebatch.step.precision import lower
@@ -42,7 +46,12 @@ class Step:
         loss: a loss of ``torch.nn`` or ``torch.nn.functional``; another module, called ``loss(output, *targets)``;
             or a function ``f(model, batch)``. The last two give unreduced losses or a pair
             (:mod:`wholebatch.step.losses`). A :class:`WholeBatchLoss` couples the samples of the batch.
-        micro_batch: samples of one forward/backward; "auto" takes the whole batch at once.
+        micro_batch: samples of one forward/backward; "auto" finds it from the memory there is and the throughput
+            (:mod:`wholebatch.step.micro_batch_size`). Where memory runs out, the step is made again with a smaller one.
+        micro_batch_tokens: what one forward/backward may cost, in place of ``micro_batch``: as many samples as have
+            so many tokens together, at least one. Tokens are those of an ``attention_mask``, else the targets that
+            are not ignored.
+        micro_batch_cost: ``cost(batch)`` gives what each sample costs, in place of its tokens.
         clip_norm: the largest 2-norm of the finished gradient.
         precision: "fp32" (the model's own dtype), "tf32", "bf16" or "fp16" (autocast, the latter with a scaled loss), or
             "bf16-true" (parameters in bfloat16, which the model then has); see :mod:`wholebatch.step.precision`.
@@ -72,6 +81,8 @@ class Step:
         loss: Any,
         *,
         micro_batch: int | str = "auto",
+        micro_batch_tokens: int | None = None,
+        micro_batch_cost: Cost | None = None,
         clip_norm: float | None = None,
         precision: str = "fp32",
         bitwise: bool = False,
@@ -90,6 +101,7 @@ class Step:
         check_clip_norm(clip_norm)
         check_nonfinite(nonfinite)
         check_options(micro_batch, precision, bitwise, dropout, seed)
+        check_tokens(micro_batch, micro_batch_tokens, micro_batch_cost)
         self.model = model
         self.optimizer = optimizer
         self.micro_batch = micro_batch
@@ -119,6 +131,12 @@ class Step:
         self._scaling = LossScale() if precision == "fp16" else None
         self._half = self._scaling is not None or any(p.dtype is torch.float16 for p in model.parameters())
         self._masters = self._lowered() if precision == "bf16-true" else None
+        self.size = MicroBatchSize(micro_batch, micro_batch_tokens, micro_batch_cost)
+        self._finder = Finder(model, optimizer, self._loss, self._passes, precision, batch_axis)
+        self._found_together = False
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        modules = [model] if self._loss.module is None else [model, self._loss.module]
+        self._beginning = redo.Beginning(modules, device)
         same_start(self._processes, [*model.named_parameters(), *model.named_buffers(), *self._of_loss()])
 
     def __call__(self, batch: Any, position: int | None = None) -> StepReport:
@@ -132,7 +150,43 @@ class Step:
             BatchError: tensors of different lengths, or no tensor at all.
             LossError: a loss that cannot be summed exactly.
             NonFiniteError: the gradient is not finite; the weights are as before.
+            OutOfMemoryError: one sample alone does not fit, or a window that is used up would have to be made again.
         """
+        self._find(batch)
+        self._beginning.keep()
+        self._passes.watched = 0
+        report: StepReport | None = None
+        while report is None:
+            said = ""
+            try:
+                report = self._window(batch, position)
+            except redo.RanOut as short:
+                said = str(short)
+            finally:
+                running, self._passes.running = self._passes.running, None
+            if report is None:
+                samples = running[1] if running is not None else self.size.most
+                running = None  # a micro-batch need not be kept any longer
+                self._make_smaller(batch, samples if said else 0, said)
+        if self._scaling is not None:
+            self._rescale(report)
+        if report.skipped:
+            self.skipped += 1
+            self._passes.norms.forget()
+        else:
+            self.applied += 1
+            self._passes.norms.apply()
+            if self._schedule is not None:
+                self._schedule.step()
+        return report
+
+    def _window(self, batch: Any, position: int | None) -> StepReport:
+        """One window from its beginning to its end.
+
+        Raises:
+            RanOut: on every process, if memory ran out on any of them; nothing was applied.
+        """
+        self.size.most = self.size.widest = 0
         cut, error = self._attempt(lambda: self._cut(batch))
         weight, samples, pieces = (None, 0, iter(())) if error is not None else cut
         position, nominal = self._place(samples, position, error)
@@ -148,28 +202,70 @@ class Step:
             _, error = self._attempt(lambda: self._passes.run(marked, position, weight is None, samples))
         else:
             self._passes.norms.stay_away()
+        if isinstance(error, redo.RanOut) and self._processes.size == 1:
+            raise error
         self.calls += 1
-        report = self._accumulator.finish(
-            self.optimizer,
-            clip_norm=self.clip_norm,
-            nonfinite=self.nonfinite if self._scaling is None else "skip",
-            where=f"step {self.calls}",
-            weight=weight,
-            fixed_weight=1.0 if self._loss.coupled else self._loss.whole_weight,
-            first_weight=lambda first: self._weight_of_first(batch, first),
-            error=error,
-        )
-        if self._scaling is not None:
-            self._rescale(report)
-        if report.skipped:
-            self.skipped += 1
-            self._passes.norms.forget()
-        else:
-            self.applied += 1
-            self._passes.norms.apply()
-            if self._schedule is not None:
-                self._schedule.step()
-        return report
+        try:
+            return self._accumulator.finish(
+                self.optimizer,
+                clip_norm=self.clip_norm,
+                nonfinite=self.nonfinite if self._scaling is None else "skip",
+                where=f"step {self.calls}",
+                weight=weight,
+                fixed_weight=1.0 if self._loss.coupled else self._loss.whole_weight,
+                first_weight=lambda first: self._weight_of_first(batch, first),
+                error=error,
+            )
+        except redo.RanOut:
+            self.calls -= 1
+            raise
+
+    def fit(self, batch: Any, samples: int) -> int | None:
+        """Find the micro-batch that "auto" takes for batches like this one; every process calls it.
+
+        A step does so when it is called for the first time. Nothing of what is tried stays.
+
+        Args:
+            batch: some samples, of the whole batch or like them.
+            samples: how many of them are this process's part of the whole batch; 0 where it has none to show.
+
+        Returns:
+            The least that a process found; None where all of its part may be taken at once in every process.
+        """
+        self._found_together = True
+        found = self._finder.find(batch, samples, measure=True) if self.size.automatic and samples else 0
+        limits = self._processes.exchange(found if 0 < found < samples else 0)
+        least = min((limit for limit in limits if limit), default=None)
+        if self.size.automatic and batch is not None:
+            self.size.choose(batch, samples, least)
+        return least
+
+    def _find(self, batch: Any) -> None:
+        """Find the micro-batch for such a batch: with the other processes the first time, by the plan later."""
+        if self._found_together and not self.size.automatic:
+            return
+        samples = 0
+        if not isinstance(batch, MicroBatches):
+            with contextlib.suppress(Exception):  # the window itself says what is wrong
+                batch = self._loss.cuttable(batch) if self._axis == 0 else batch
+                samples = tree.count(batch, self._axis)
+        if not self._found_together:
+            self.fit(batch if samples else None, samples)
+        elif samples and not self.size.known(batch, samples):
+            self.size.choose(batch, samples, self._finder.find(batch, samples, measure=False))
+
+    def _make_smaller(self, batch: Any, samples: int, said: str) -> None:
+        """Put everything back to the window's beginning; a smaller micro-batch for it and for the later ones."""
+        for parameter in self._accumulator.parameters:
+            parameter.grad = None
+        self._passes.norms.forget()
+        redo.free()
+        again = not isinstance(batch, MicroBatches) or batch.again
+        word = redo.Word(samples, max(1, self.size.most), self.size.widest <= self.align, again, said)
+        smaller = redo.agreed(self._processes, word, self.size.unit, f"step {self.calls + 1}", self.align)
+        if not self.size.shrink(smaller):
+            raise OutOfMemoryError(f"out of memory in step {self.calls + 1}, with samples that cost nothing: {said}")
+        self._beginning.put_back()
 
     def _lowered(self) -> Masters:
         """Make the model bfloat16, and let the optimizer move float32 copies."""
@@ -264,15 +360,24 @@ class Step:
         return self._loss.ahead(tree.cut(batch, 0, first, tree.count(batch), 0))
 
     def _pieces(self, batch: Any, samples: int, start: int) -> Iterator[tuple[int, int, Any]]:
-        size = samples if self.micro_batch == "auto" else int(self.micro_batch)
-        if samples <= size:
-            if samples:
-                yield start, samples, batch
-            return
-        norms = self._passes.norms
-        norms.refuse_cut(size, samples)
-        for first, stop in cuts.bounds(samples, size, bool(self._passes.promise.batch_norms), norms.align):
-            yield start + first, stop - first, tree.cut(batch, first, stop, samples, self._axis)
+        watched = self._passes.watched - start  # a window that is made again is cut there, too
+        if 0 < watched < samples:
+            yield from self._cut_up(tree.cut(batch, 0, watched, samples, self._axis), watched, start)
+            rest = samples - watched
+            yield from self._cut_up(tree.cut(batch, watched, samples, samples, self._axis), rest, start + watched)
+        elif samples:
+            yield from self._cut_up(batch, samples, start)
+
+    def _cut_up(self, batch: Any, samples: int, start: int) -> Iterator[tuple[int, int, Any]]:
+        single = bool(self._passes.promise.batch_norms)
+        ignored = getattr(self._loss, "ignore_index", None)
+        found = self.size.cuts(batch, samples, single, ignored, self.align)
+        if len(found) > 1:
+            self._passes.norms.refuse_cut(found[0][1], samples)
+        for first, stop in found:
+            whole = stop - first == samples
+            piece = batch if whole else tree.cut(batch, first, stop, samples, self._axis)
+            yield start + first, stop - first, piece
 
     def _pieces_of_window(self, window: MicroBatches) -> Iterator[tuple[int, int, Any]]:
         start = 0
@@ -291,6 +396,8 @@ class Step:
             running = draws.pause() if draws is not None else None
             iterator = iter(pieces) if iterator is None else iterator  # a loader draws its seed here
             piece = next(iterator, self)
+            if piece is not self and self._found_together:
+                self._find(piece)
             if draws is not None:
                 draws.resume(running)
             if piece is self:
@@ -300,13 +407,35 @@ class Step:
     # several processes ------------------------------------------------------------------------------
 
     def _attempt(self, work: Callable[[], Any]) -> tuple[Any, Exception | None]:
-        """What ``work`` returns; with several processes an error is kept, so that it can travel to all of them."""
-        if self._processes.size == 1:
-            return work(), None
+        """What ``work`` returns; with several processes an error is kept, so that it can travel to all of them.
+
+        So is that memory ran out, always: the window can be made again.
+        """
         try:
             return work(), None
         except Exception as error:
+            if self._is_short(error):
+                said, whole = redo.forget(error), self._passes.norms.whole()
+                if whole is None:
+                    return None, redo.RanOut(said)
+                error = OutOfMemoryError(
+                    f"out of memory in step {self.calls + 1}: {said}. {whole} normalises the whole batch as one group "
+                    "(group=None), so that it cannot be cut; use wholebatch.convert_batchnorm(model, group=32)"
+                )
+            if self._processes.size == 1:
+                raise error from None
             return None, error
+
+    def _is_short(self, error: Exception) -> bool:
+        """Whether memory ran out while the window was under way."""
+        running = self._passes.running
+        if redo.ran_out(error):
+            return running is not None or self.size.most > 0
+        if running is None or not redo.may_be_short(error):
+            return False
+        redo.forget(error)
+        redo.free()
+        return self._finder.too_large(*running, left_by_limits())
 
     def _place(self, samples: int | None, position: int | None, error: Exception | None) -> tuple[int | None, int]:
         """This process's place in the whole batch (None: unknown), and the samples of the whole batch, nominally.

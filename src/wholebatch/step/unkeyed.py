@@ -94,3 +94,5 @@ def unchanged_buffers(model: nn.Module) -> Iterator[None]:
             for buffer, value, version in zip(buffers, kept, versions, strict=True):
                 if buffer._version != version:
                     buffer.copy_(value)
+                elif not torch.equal(buffer, value):  # batch norm changes its running statistics without a new version
+                    buffer.data.copy_(value)

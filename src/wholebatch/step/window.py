@@ -31,6 +31,11 @@ class MicroBatches:
             raise BatchError(f"MicroBatches(samples={samples}); a number of samples is 0 or more")
         self.samples = samples
 
+    @property
+    def again(self) -> bool:
+        """Whether the pieces can be had once more, which those of an iterator cannot."""
+        return not isinstance(self._pieces, Iterator)
+
     def __iter__(self) -> Iterator[Any]:
         return iter(self._pieces)
 
