@@ -82,7 +82,7 @@ class MicroBatchSize:
         return 0 < size < seen or 0 < samples <= seen
 
     def of(self, batch: Any, samples: int, align: int = 1) -> int:
-        """The largest micro-batch of such a batch, in samples: a multiple of ``align``, but where a user says another."""
+        """The largest micro-batch of such a batch, in samples: a multiple of ``align``, but where a user said so."""
         found = [samples] if self.limit is None else [samples, self.limit]
         if self.automatic and (chosen := self.chosen.get(shape_of(batch))) is not None:
             found.append(chosen[0])
