@@ -16,7 +16,6 @@ from wholebatch.data import BatchLoader
 from wholebatch.loop.modes import begin_training
 from wholebatch.step import MicroBatches, Step
 
-
 _SCALES = 41  # from the first scale of a float16 loss to the smallest
 
 
