@@ -97,8 +97,8 @@ def train(
         schedule_unit: what the schedule counts: "step" (applied optimizer steps) or "epoch".
         micro_batch: samples of one forward/backward; "auto" takes the whole batch at once.
         accumulation_steps: in place of ``micro_batch``: how many micro-batches make a batch.
-        precision: "fp32" (the model's own dtype), "tf32", "bf16" or "fp16" (autocast), or "bf16-true" (the model is made
-            bfloat16, and stays so).
+        precision: "fp32" (the model's own dtype), "tf32", "bf16" or "fp16" (autocast), or "bf16-true" (the model
+            is made bfloat16, and stays so).
         recompute: names of layers, with ``*`` and commas ("layers.*"), that run again in the backward pass, so that
             their activations need no memory (:func:`wholebatch.recompute`); while training.
         clip_norm: the largest norm of the finished gradient.

@@ -44,8 +44,8 @@ class Step:
             (:mod:`wholebatch.step.losses`). A :class:`WholeBatchLoss` couples the samples of the batch.
         micro_batch: samples of one forward/backward; "auto" takes the whole batch at once.
         clip_norm: the largest 2-norm of the finished gradient.
-        precision: "fp32" (the model's own dtype), "tf32", "bf16" or "fp16" (autocast, the latter with a scaled loss), or
-            "bf16-true" (parameters in bfloat16, which the model then has); see :mod:`wholebatch.step.precision`.
+        precision: "fp32" (the model's own dtype), "tf32", "bf16" or "fp16" (autocast, the latter with a scaled loss),
+            or "bf16-true" (parameters in bfloat16, which the model then has); see :mod:`wholebatch.step.precision`.
             Gradients are summed in float32 at least.
         bitwise: not available in this version.
         dropout: "keyed" (masks are a function of seed, step and position) or "native" (torch's own: the
@@ -187,9 +187,10 @@ class Step:
         assert self._scaling is not None
         if not report.skipped:
             self._scaling.fitted()
-        elif report.weight and not (math.isfinite(float(report.loss_sum)) and self._scaling.overflowed()):
-            if self.nonfinite == "raise":
-                raise NonFiniteError(self._accumulator.blame(f"step {self.calls}"))
+            return
+        helped = not report.weight or (math.isfinite(float(report.loss_sum)) and self._scaling.overflowed())
+        if not helped and self.nonfinite == "raise":
+            raise NonFiniteError(self._accumulator.blame(f"step {self.calls}"))
 
     @property
     def loss_scale(self) -> float:
@@ -198,7 +199,7 @@ class Step:
 
     @property
     def align(self) -> int:
-        """What batches are cut at multiples of, for grouped batch norms (:func:`convert_batchnorm`); 1 if there are none."""
+        """What batches are cut at multiples of, for grouped batch norms (:func:`convert_batchnorm`); 1 without any."""
         return self._passes.norms.align
 
     @property

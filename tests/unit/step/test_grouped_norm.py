@@ -21,7 +21,7 @@ CE = nn.CrossEntropyLoss()
 
 
 class Tokens(nn.Module):
-    """Batch norm over tokens, flattened: the samples' own together, or the sequence first, or a view after the other."""
+    """Batch norm over tokens, flattened: those of a sample together, or the sequence first; or not flattened."""
 
     def __init__(self, way: str) -> None:
         super().__init__()
@@ -278,7 +278,7 @@ class Apart(nn.Module):
 def test_rows_that_are_nobodys_are_refused() -> None:
     for samples in (21, 4 * 2):  # 4 rows: no multiple of the samples; or as many as there are
         model = wb.convert_batchnorm(Apart().double(), group=2)
-        with pytest.raises(wb.InputError, match="norm sees 4 rows .* cannot be told"):
+        with pytest.raises(wb.InputError, match=r"norm sees 4 rows .* cannot be told"):
             stepped(model, "auto", samples) if samples == 21 else stepped(model, 4, samples)
 
 
