@@ -18,7 +18,7 @@ from wholebatch.config import load, load_run, recipe_names
 from wholebatch.config.build import build, check_names
 from wholebatch.config.recipe import recipe_text
 from wholebatch.core.errors import ConfigError, DataError
-from wholebatch.data import Select
+from wholebatch.data import ImageNetValidation, Select
 
 NAMES = ("cifar10", "cifar100", "digits", "fashion_mnist", "folder", "imagenet")
 PRESETS = [(name, preset) for name, preset in (("cifar10", "tutorial"), ("cifar10", "gpu"))]
@@ -184,7 +184,8 @@ def test_the_tutorials_values(tmp_path):
 def test_imagenet_by_name_gives_images_and_labels(tmp_path):
     config = tiny("imagenet", tmp_path / "data", "data.sub_indices='0-277, 999'", "data.keep_orig_class_label=true")
     parts = build(config)
-    assert len(parts.train_data) == 12
+    assert (len(parts.train_data), len(parts.test_data)) == (12, 4)
+    assert type(parts.test_data) is ImageNetValidation
     assert parts.num_classes == 1000
     images, labels = next(iter(runs._train_loader(config, parts)))
     assert images.shape == (8, 3, 32, 32)
