@@ -172,7 +172,7 @@ MISTAKES = [
     (["train", "lr", "3"], "'lr' is a setting, not a recipe; write lr=3\n"),
     (["train", "batch-size"], "write batch_size=value\n"),
     (["train", "digit"], "there is no recipe 'digit'; did you mean 'digits'?\n"),
-    (["train", "imagenet"], "there is no recipe 'imagenet'; recipes: digits\n"),
+    (["train", "imagenet"], "there is no recipe 'imagenet'; recipes: digits, text\n"),
     (["train", "my.yaml"], "write -c my.yaml\n"),
     (["train", "digits", "lr"], "'lr' has no value; write lr=value\n"),
     (["train", "digits", "digits"], "settings are written key=value\n"),
