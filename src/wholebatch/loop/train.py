@@ -71,8 +71,8 @@ def train(
                 observer.goes_on_after(recorder.steps)
             observer.start(shape)
         _epochs(run, shape, _windows(run, micro_batch, device), evaluate, keeper)
-        for observer in observers:
-            observer.message(step.noise.sentence())
+    for observer in observers:
+        observer.message(step.noise.sentence())  # below what a live display leaves
     return recorder.history
 
 

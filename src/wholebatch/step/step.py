@@ -156,7 +156,7 @@ class Step:
             where=f"step {self.calls}",
             weight=weight,
             fixed_weight=1.0 if self._loss.coupled else self._loss.whole_weight,
-            first_weight=lambda first: self._weight_of_first(batch, first),
+            first_weight=lambda first: self._weight_of_first(batch, weight, first),
             error=error,
         )
         if self._scaling is not None:
@@ -259,9 +259,11 @@ class Step:
         samples = tree.count(batch, self._axis)
         return self._loss.ahead(batch) if self._axis == 0 else None, samples, self._pieces(batch, samples, 0)
 
-    def _weight_of_first(self, batch: Any, first: int) -> Any:
+    def _weight_of_first(self, batch: Any, weight: Any, first: int) -> Any:
         """The weight of the first samples of a batch whose weight was counted before it was cut."""
         batch = self._loss.cuttable(batch)
+        if weight == batch[1].numel():  # every target weighs 1
+            return first * (weight / len(batch[1]))
         return self._loss.ahead(tree.cut(batch, 0, first, tree.count(batch), 0))
 
     def _pieces(self, batch: Any, samples: int, start: int) -> Iterator[tuple[int, int, Any]]:
