@@ -199,8 +199,8 @@ class Place:
             name = next(name for name, module in self._found if module is layer)
             raise InputError(
                 f"{name} sees {rows} rows of shape {tuple(x.shape[1:])} in a micro-batch of {self.samples} samples, "
-                "and which rows are whose cannot be told, so that they cannot be normalised in groups. Ways out: an input "
-                "with the samples along axis 0; group or layer norm; or convert_batchnorm(model, group=None)"
+                "and which rows are whose cannot be told, so that they cannot be normalised in groups. Ways out: an "
+                "input with the samples along axis 0; group or layer norm; or convert_batchnorm(model, group=None)"
             )
         return times, each // times
 
