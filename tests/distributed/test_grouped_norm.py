@@ -13,7 +13,14 @@ from wholebatch.core.cuts import parts
 from wholebatch.step.recompute import recompute
 
 BAR = 1e-12
-CASES = ("flat", "ddp", "whole", "recomputed", "loader", "train", "whole recomputed")
+CASES = ("flat", "ddp", "whole", "recomputed", "loader", "train", "whole recomputed", "coupled")
+
+
+def contrast(z: Tensor, labels: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(z @ z.T, labels)
+
+
+COUPLED = wb.WholeBatchLoss(lambda model, batch: (model(batch[0]), batch[1]), contrast)
 
 
 def data(samples: int) -> tuple[Tensor, Tensor]:
@@ -53,7 +60,9 @@ def trained(name: str, rank: int, size: int) -> list[Tensor]:
     else:
         engine = wb.parallel.engine("ddp" if name == "ddp" else "flat", model)
         micro = 100 if name.startswith("whole") else 4 * size
-        step = wb.Step(model, sgd, nn.CrossEntropyLoss(), micro_batch=micro, engine=engine)
+        micro = 8 if name == "coupled" else micro  # one micro-batch, encoded once, beside two that are encoded twice
+        loss = COUPLED if name == "coupled" else nn.CrossEntropyLoss()
+        step = wb.Step(model, sgd, loss, micro_batch=micro, engine=engine)
         if name == "loader":
             for window in wb.data.BatchLoader(data(50), 21, align=4).windows(4):
                 step(wb.MicroBatches(window, window.samples), position=window.position)

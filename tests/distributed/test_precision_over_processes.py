@@ -11,7 +11,7 @@ import wholebatch as wb
 
 
 def trained(rank: int, size: int, precision: str, samples: int = 96, **options: Any) -> dict[str, Any]:
-    torch.manual_seed(0)
+    torch.manual_seed(rank)  # the first one's weights are everybody's, the float32 copies among them
     model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
     draw = torch.Generator().manual_seed(1)
     x, y = torch.randn(samples, 6, generator=draw), torch.arange(samples) % 3

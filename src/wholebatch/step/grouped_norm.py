@@ -120,7 +120,8 @@ class GroupedNorm(_BatchNorm):
     def _by_running(self, input: Tensor) -> Tensor:
         mean, variance = self.running_mean, self.running_var
         if mean is None or variance is None:  # a probe; whatever looks at one sample at a time will do
-            mean = torch.zeros(self.num_features, dtype=input.dtype, device=input.device)
+            dtype = input.dtype if self.weight is None else self.weight.dtype
+            mean = torch.zeros(self.num_features, dtype=dtype, device=input.device)
             variance = torch.ones_like(mean)
         return F.batch_norm(input, mean, variance, self.weight, self.bias, False, 0.0, self.eps)
 

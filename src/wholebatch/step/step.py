@@ -119,7 +119,10 @@ class Step:
         self._scaling = LossScale() if precision == "fp16" else None
         self._half = self._scaling is not None or any(p.dtype is torch.float16 for p in model.parameters())
         self._masters = self._lowered() if precision == "bf16-true" else None
-        same_start(self._processes, [*model.named_parameters(), *model.named_buffers(), *self._of_loss()])
+        copies = {} if self._masters is None else self._masters.state_dict()
+        same_start(
+            self._processes, [*model.named_parameters(), *model.named_buffers(), *self._of_loss(), *copies.items()]
+        )
 
     def __call__(self, batch: Any, position: int | None = None) -> StepReport:
         """Make one step over ``batch``, or over a window of ``MicroBatches``.

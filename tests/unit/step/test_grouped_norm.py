@@ -327,3 +327,13 @@ def test_training_cuts_so_by_itself() -> None:
         )
         weights.append([*model.parameters(), *(b.double() for b in model.buffers())])
     assert max(apart(other, weights[0]) for other in weights[1:]) < BAR
+
+
+@pytest.mark.parametrize("group", [4, None])
+def test_verify_cuts_where_it_may(group: int | None) -> None:
+    model = model_of("1d")
+    assert not wb.verify(copy.deepcopy(model), CE, data(40), show=False).ok
+    check = wb.verify(wb.convert_batchnorm(model, group=group), CE, data(40), show=False)
+    assert check.ok, str(check)
+    for word in ("processes", "micro-batches of"):  # which the whole batch as one group cannot have here
+        assert any(word in case.name for case in check.cases) == (group == 4)
