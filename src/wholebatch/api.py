@@ -6,7 +6,7 @@ import copy
 import math
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -155,7 +155,7 @@ def train(
     micro_batch = _micro_batch(micro_batch, accumulation_steps, loader.batch_size)
     where = device_for(device, model)
     model.to(where)
-    engine = parallel_processes.engine(_parallel(parallel, precision), model)
+    engine = parallel_processes.engine(parallel, model)
     made = optimizer if isinstance(optimizer, Optimizer) or not callable(optimizer) else optimizer(model.parameters())
     attached = _attached(schedule, made)
     step = Step(
@@ -347,14 +347,6 @@ def _micro_batch(micro_batch: int | str, accumulation_steps: int | None, batch_s
     if batch_size is None:
         raise ConfigError("accumulation_steps needs a batch_size, which this loader does not have; give micro_batch")
     return math.ceil(batch_size / accumulation_steps)
-
-
-def _parallel(parallel: Any, precision: str) -> Any:
-    """What sums gradients, where nothing else was said: those of bfloat16 parameters DistributedDataParallel cannot."""
-    named = parallel.get("engine") if isinstance(parallel, Mapping) else parallel
-    if precision != "bf16-true" or named not in (None, "auto"):
-        return parallel
-    return {**parallel, "engine": "flat"} if isinstance(parallel, Mapping) else "flat"
 
 
 def device_for(device: str | torch.device, model: nn.Module) -> torch.device:
