@@ -20,6 +20,7 @@ from wholebatch.config.build import build, check_names
 from wholebatch.config.recipe import recipe_text
 from wholebatch.core.errors import ConfigError, DataError, PromiseWarning
 from wholebatch.data import ImageNetValidation, Select
+from wholebatch.trained import evaluation, opening
 
 NAMES = ("cifar10", "cifar100", "digits", "fashion_mnist", "folder", "imagenet")
 PRESETS = [(name, preset) for name, preset in (("cifar10", "tutorial"), ("cifar10", "gpu"))]
@@ -109,7 +110,7 @@ def tiny(name: str, root: Path, *more: str):
 
 
 def test_these_are_the_recipes():
-    assert recipe_names() == sorted(NAMES)
+    assert recipe_names() == sorted([*NAMES, "text"])
     for name in NAMES:
         results = files("wholebatch").joinpath("recipes", name, "RESULTS.md").read_text(encoding="utf-8")
         assert "accuracy" in results
@@ -162,7 +163,7 @@ def test_two_steps_on_tiny_data_in_the_real_layout(name, tmp_path):
     kept = load_run(Path("run"))
     assert kept.precision in ("fp32", "bf16")  # what auto came to is kept, and the run can be evaluated again
     assert isinstance(kept.channels_last, bool)
-    values = runs.evaluate_run(Path("run"), [])
+    values = evaluation.evaluate(Path("run"), []).values
     assert values["accuracy"] == test["accuracy"]
     assert values["loss"] == test["loss"]
 
@@ -205,7 +206,7 @@ def test_imagenet_by_name_gives_images_and_labels(tmp_path):
     assert -1 <= images.min() < -0.5 < 0.5 < images.max() <= 1
     assert set(labels.tolist()) <= {0, 999}
     assert isinstance(parts.test_transform, Select)
-    test_images, _ = next(iter(runs._test_loader(config, parts)))
+    test_images, _ = next(iter(opening.evaluation_loader(config, parts)))
     stored = parts.test_data[0]["image"]
     assert torch.equal(test_images[0], torch.as_tensor(stored).permute(2, 0, 1))
 
@@ -213,7 +214,7 @@ def test_imagenet_by_name_gives_images_and_labels(tmp_path):
 def test_mean_and_deviation_of_imagenet_are_of_its_own_values(tmp_path):
     config = tiny("imagenet", tmp_path / "data", "data.normalize={mean: 0.5, std: 0.25}")
     parts = build(config)
-    images, _ = next(iter(runs._test_loader(config, parts)))
+    images, _ = next(iter(opening.evaluation_loader(config, parts)))
     stored = torch.as_tensor(parts.test_data[0]["image"]).permute(2, 0, 1)
     torch.testing.assert_close(images[0], (stored - 0.5) / 0.25)
 
@@ -270,7 +271,7 @@ def test_data_show_draws_imagenet(tmp_path, capsys):
         (["cifar100"], "cifar100 was not found"),
         (["imagenet", "model=resnet9"], "register at https://image-net.org"),
         (["cifar10", "channels_last=maybe"], "channels_last=maybe: expected true, false or auto"),
-        (["cifar10", "precision=half"], "precision=half: expected fp32 or bf16 or auto"),
+        (["cifar10", "precision=half"], "precision=half: expected fp32 or tf32 or bf16 or fp16 or bf16-true or auto"),
     ],
 )
 def test_what_is_missing_is_said_in_one_line(words, answer, capsys):
