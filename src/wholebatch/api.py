@@ -105,8 +105,8 @@ def train(
         micro_batch_tokens: what one forward/backward may cost, in place of ``micro_batch`` (:class:`Step`).
         micro_batch_cost: ``cost(batch)`` gives what each sample costs, in place of its tokens.
         accumulation_steps: in place of ``micro_batch``: how many micro-batches make a batch.
-        precision: "fp32" (the model's own dtype), "tf32", "bf16" or "fp16" (autocast), or "bf16-true" (the model is made
-            bfloat16, and stays so).
+        precision: "fp32" (the model's own dtype), "tf32", "bf16" or "fp16" (autocast), or "bf16-true" (the model
+            is made bfloat16, and stays so).
         recompute: names of layers, with ``*`` and commas ("layers.*"), that run again in the backward pass, so that
             their activations need no memory (:func:`wholebatch.recompute`); while training.
         clip_norm: the largest norm of the finished gradient.
@@ -163,7 +163,7 @@ def train(
     micro_batch = _micro_batch(micro_batch, accumulation_steps, loader.batch_size)
     where = device_for(device, model)
     model.to(where)
-    engine = parallel_processes.engine(_parallel(parallel, precision), model)
+    engine = parallel_processes.engine(parallel, model)
     made = optimizer if isinstance(optimizer, Optimizer) or not callable(optimizer) else optimizer(model.parameters())
     attached = _attached(schedule, made)
     step = Step(
@@ -360,14 +360,6 @@ def _micro_batch(micro_batch: int | str, accumulation_steps: int | None, batch_s
     if batch_size is None:
         raise ConfigError("accumulation_steps needs a batch_size, which this loader does not have; give micro_batch")
     return math.ceil(batch_size / accumulation_steps)
-
-
-def _parallel(parallel: Any, precision: str) -> Any:
-    """What sums gradients, where nothing else was said: those of bfloat16 parameters DistributedDataParallel cannot."""
-    named = parallel.get("engine") if isinstance(parallel, Mapping) else parallel
-    if precision != "bf16-true" or named not in (None, "auto"):
-        return parallel
-    return {**parallel, "engine": "flat"} if isinstance(parallel, Mapping) else "flat"
 
 
 def _fitted(step: Step, loader: BatchLoader | StreamLoader, device: torch.device) -> int | None:

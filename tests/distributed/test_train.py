@@ -80,6 +80,11 @@ def every_kind(rank: int, size: int) -> Any:
     return {kind: training(rank, size, kind, engine) for kind, engine in engines.items()}
 
 
+def exactly(record: dict[str, Any]) -> dict[str, Any]:
+    """A record without the one estimate that depends on how batches are cut."""
+    return {name: value for name, value in record.items() if not name.startswith("noise_")}
+
+
 @pytest.mark.parametrize("size", [2, 3])
 def test_training_is_that_of_one_process(world: Any, size: int) -> None:
     results = world(size, every_kind)
@@ -92,7 +97,7 @@ def test_training_is_that_of_one_process(world: Any, size: int) -> None:
                 assert float((a - b).norm() / b.norm()) < 1e-12
             assert our_told == (told if rank == 0 else 0)  # the first process's observers are told
             assert len(our_records) == len(records)
-            for mine, theirs in zip(our_records, records, strict=True):
+            for mine, theirs in zip(map(exactly, our_records), map(exactly, records), strict=True):
                 assert mine.keys() == theirs.keys()
                 for name, value in theirs.items():
                     assert mine[name] == (value if isinstance(value, str) else pytest.approx(value, rel=1e-11))

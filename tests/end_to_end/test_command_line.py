@@ -39,8 +39,8 @@ def test_train_then_evaluate_through_a_pipe(environment, tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     assert "\r" not in done.stdout
     assert "\x1b" not in done.stdout
-    first, second, promise, last = done.stdout.splitlines()
-    assert ("1/2" in first, "2/2" in second) == (True, True)
+    first, second, noise, promise, last = done.stdout.splitlines()
+    assert ("1/2" in first, "2/2" in second, "gradient noise scale" in noise) == (True, True, True)
     assert float(promise.split(" by ")[1].split()[0]) < 1e-5
     folder = Path(last.removeprefix("run: "))
     assert [path.name for path in (tmp_path / "runs").iterdir()] == [folder.name]

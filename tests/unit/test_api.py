@@ -74,7 +74,7 @@ WRONG = {
     "resume": ({"resume": "nowhere"}, "there is no good checkpoint"),
     "checkpoint_every": ({"checkpoint_every": "often"}, "checkpoint_every='often'"),
     "time_limit": ({"time_limit": 0}, "time_limit=0: expected a time above 0"),
-    "precision": ({"precision": "fp16"}, "precision='fp16'"),
+    "precision": ({"precision": "fp17"}, "precision='fp17'"),
     "no test data": ({"eval_data": (X[:0], Y[:0])}, "empty"),
     "a metric that is none": ({"metrics": {"a": len}}, "update"),
     "a loader of another size": ({"given": BatchLoader((X, Y), 5)}, "batch_size is 8, but the loader given has 5"),

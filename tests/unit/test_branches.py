@@ -44,11 +44,10 @@ def test_branches_draw_alike_and_touch_nothing(run: Path, tmp_path: Path, monkey
     assert small["points"][-1][1] < small["points"][0][1]
 
 
-def test_a_branch_is_what_the_run_itself_did(run: Path) -> None:
-    """The run's own batch size, from its first checkpoint, sees the loss that the run has in its history."""
-    one, other = (branch(run, [256], 1, lr_rule=rule, checkpoint=4).branches[0] for rule in ("none", "sqrt"))
-    assert one.lr == other.lr
-    assert one.points == other.points
+def test_a_branch_knows_nothing_of_the_others(run: Path) -> None:
+    alone = branch(run, [512], 2, checkpoint=4).branches[0]
+    after_another = branch(run, [128, 512], 2, checkpoint=4).branches[1]
+    assert alone == after_another
 
 
 def test_what_cannot_be_branched_is_said(run: Path) -> None:

@@ -87,7 +87,7 @@ def test_a_run_leaves_its_folder(trained):
     assert config.load_run(folder) == settings("log_every=2")
     steps = [line for line in lines if "  step " in line]
     assert [line.split()[1:4:2] for line in steps] == [["1/2", "2"], ["2/2", "4"], ["2/2", "6"]]
-    assert len(lines) == 4 + len(steps)
+    assert len(lines) == 5 + len(steps)  # two epochs, the noise, the last step, the folder
     assert "2/2" in lines[4]
 
 

@@ -53,7 +53,7 @@ def _show(name: str, words: list[str], output: Path, count: int) -> None:
         raise ConfigError(f"-o {str(output)!r}: expected a file that ends with .png, .svg or .pdf")
     config = _config(name, settings(words))
     from wholebatch.config.build import check_names, look
-    from wholebatch.display import sheet
+    from wholebatch.display.sheet import sheet
 
     check_names(config)
     images, labels, data = look(config, count)

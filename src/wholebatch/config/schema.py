@@ -166,7 +166,7 @@ class Config:
     clip_norm: float | None = None
     """largest norm of the gradient; null: no clipping"""
     precision: str = "fp32"
-    """arithmetic of the model: fp32, tf32, bf16, fp16, bf16-true, or auto: bf16 where the processor has it, else fp32"""
+    """arithmetic of the model: fp32, tf32, bf16, fp16, bf16-true, or auto: bf16 where the processor has it"""
     channels_last: bool | str = False
     """keep images as height x width x channels: true, false, or auto: for convolutions, without group norm"""
     recompute: str | None = None

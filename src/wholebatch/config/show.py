@@ -18,8 +18,8 @@ _COLUMN = 30  # where the comments begin
 def to_yaml(config: Config, *, comments: bool = False) -> str:
     """Return ``config`` as YAML, with a line on each field beside it where ``comments`` says so.
 
-    >>> print(to_yaml(Config(), comments=True).splitlines()[1])
-    batch_size: 128               # samples of one optimizer step
+    >>> print(to_yaml(Config(), comments=True).splitlines()[2])  # doctest: +ELLIPSIS
+    batch_size: 128               # samples of one optimizer step...
     """
     return "\n".join(_lines(config, 0, comments)) + "\n"
 

@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from wholebatch.core.errors import InputError
 from wholebatch.core.processes import Pending, Processes
+from wholebatch.step.engine import Flat
 from wholebatch.step.over_processes import Totals, add_totals
 from wholebatch.step.precision import is_half
 from wholebatch.step.report import gradients_of, norm_of
@@ -31,10 +32,6 @@ BUCKET_MB = 8
 
 _SPARSE = (
     "{} gives sparse gradients, which DistributedDataParallel does not sum here; use parallel='flat', or sparse=False"
-)
-_HALF = (
-    "parameters of bfloat16 or float16 have float32 gradients here, which DistributedDataParallel does not sum; use "
-    "parallel='flat', or precision='bf16' with float32 parameters"
 )
 _OUTSIDE = (
     "a backward outside of this step has used a parameter that the step itself does not use, which "
@@ -58,14 +55,20 @@ class DdpEngine:
         self._wrapper: Any = None  # the DistributedDataParallel
         self._wrapped: list[tuple[Tensor, torch.dtype, torch.device]] = []
         self._exchange = _Exchange(processes)
+        self._flat: Flat | None = None
 
     def begin(self, parameters: Sequence[Tensor], model: nn.Module) -> None:
         """Start a window; wrap anew where other parameters are trained than before.
 
         Raises:
-            InputError: a layer of ``model`` gives sparse gradients, or a parameter is bfloat16 or float16.
+            InputError: a layer of ``model`` gives sparse gradients.
         """
         self._parameters, self._model = parameters, model
+        # Gradients of half precision are float32, which DistributedDataParallel does not sum: they travel afterwards.
+        self._flat = Flat(self.processes) if any(is_half(parameter) for parameter in parameters) else None
+        if self._flat is not None:
+            self._flat.begin(parameters, model)
+            return
         self._exchange.begin()
         trained = [(p, p.dtype, p.device) for p in parameters if p.requires_grad]
         if not _same(trained, self._wrapped):
@@ -73,8 +76,6 @@ class DdpEngine:
             sparse = next((name for name, layer in model.named_modules() if gives_sparse(layer)), None)
             if sparse is not None:
                 raise InputError(_SPARSE.format(f"the layer {sparse!r}" if sparse else "the model"))
-            if any(is_half(parameter) for parameter in parameters):
-                raise InputError(_HALF)
             self._wrapped = trained
 
     def backward(self, loss_sum: Tensor, upstream: Tensor, last: bool) -> None:
@@ -84,6 +85,9 @@ class DdpEngine:
             InputError: what DistributedDataParallel cannot serve: a sparse gradient, or a parameter that is used
                 inside of backward.
         """
+        if self._flat is not None:
+            self._flat.backward(loss_sum, upstream, last)
+            return
         self._wrap()
         self._exchange.measures = last and self._exchange.backwards == 0
         self._exchange.backwards += 1
@@ -112,6 +116,8 @@ class DdpEngine:
 
     def finish(self, own: Totals, error: BaseException | None) -> Totals:
         """Take part in what this process has left out; sum the totals; forget gradients that nobody has."""
+        if self._flat is not None:
+            return self._flat.finish(own, error)
         self._wrap()
         if not self._exchange.summed and error is not None:
             self._stand_in()

@@ -65,8 +65,8 @@ class Place:
         name = self.whole()
         if name is not None:
             raise BatchError(
-                f"{name} normalises the whole batch as one group (group=None), so that micro_batch={size} cannot cut the "
-                f"{samples} samples of this process; use micro_batch={samples} or more, or "
+                f"{name} normalises the whole batch as one group (group=None), so that micro_batch={size} cannot cut "
+                f"the {samples} samples of this process; use micro_batch={samples} or more, or "
                 "wholebatch.convert_batchnorm(model, group=32)"
             )
 
@@ -78,8 +78,8 @@ class Place:
         together = self._processes.size > 1 and self.whole() is not None
         if together and self._overlaps:
             raise InputError(
-                f"{self.whole()} sums over processes within backward (group=None), which DistributedDataParallel does at "
-                "the same time; use parallel='flat', or wholebatch.convert_batchnorm(model, group=32)"
+                f"{self.whole()} sums over processes within backward (group=None), which DistributedDataParallel does "
+                "at the same time; use parallel='flat', or wholebatch.convert_batchnorm(model, group=32)"
             )
         self.meeting = Meeting(self._processes) if together else None
         for layer in self._layers:
@@ -94,7 +94,7 @@ class Place:
             self.meeting.end(failed=error is not None)
 
     def check_parts(self, samples: int | None) -> None:
-        """See that every process has samples where the whole batch is one group, since all of them meet in each layer."""
+        """See that every process has samples where the whole batch is one group: all of them meet in each layer."""
         if self.meeting is None:
             return
         empty = [rank for rank, count in enumerate(self.meeting.counts(samples)) if not count]
@@ -141,8 +141,8 @@ class Place:
             )
         if samples == 1 and where:
             raise BatchError(
-                f"a {'micro-batch' if start else 'part of the batch'} holds sample {where} alone; a rest of one belongs "
-                f"to the group of {align} before it, so give it with them"
+                f"a {'micro-batch' if start else 'part of the batch'} holds sample {where} alone; a rest of one "
+                f"belongs to the group of {align} before it, so give it with them"
             )
 
     @contextmanager
@@ -198,9 +198,9 @@ class Place:
         if times is None:
             name = next(name for name, module in self._found if module is layer)
             raise InputError(
-                f"{name} sees {rows} rows of shape {tuple(x.shape[1:])} in a micro-batch of {self.samples} samples, and "
-                "which rows are whose cannot be told, so that they cannot be normalised in groups. Ways out: an input "
-                "with the samples along axis 0; group or layer norm; or convert_batchnorm(model, group=None)"
+                f"{name} sees {rows} rows of shape {tuple(x.shape[1:])} in a micro-batch of {self.samples} samples, "
+                "and which rows are whose cannot be told, so that they cannot be normalised in groups. Ways out: an "
+                "input with the samples along axis 0; group or layer norm; or convert_batchnorm(model, group=None)"
             )
         return times, each // times
 

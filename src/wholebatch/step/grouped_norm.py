@@ -46,11 +46,14 @@ class Moments:
         weight, mean, variance = self.sums
         if not weight[0]:
             return
+        count, running = layer.num_batches_tracked, (layer.running_mean, layer.running_var)
+        assert count is not None
         with torch.no_grad():
-            layer.num_batches_tracked += 1  # type: ignore[operator]
-            share = 1.0 / float(layer.num_batches_tracked) if layer.momentum is None else layer.momentum  # type: ignore[arg-type]
-            for running, value in ((layer.running_mean, mean / weight), (layer.running_var, variance / weight)):
-                running.copy_((1 - share) * running + share * value)  # type: ignore[union-attr]
+            count += 1
+            share = 1.0 / float(count) if layer.momentum is None else layer.momentum
+            for kept, value in zip(running, (mean / weight, variance / weight), strict=True):
+                assert kept is not None
+                kept.copy_((1 - share) * kept + share * value)
 
 
 class GroupedNorm(_BatchNorm):
@@ -117,7 +120,8 @@ class GroupedNorm(_BatchNorm):
     def _by_running(self, input: Tensor) -> Tensor:
         mean, variance = self.running_mean, self.running_var
         if mean is None or variance is None:  # a probe; whatever looks at one sample at a time will do
-            mean = torch.zeros(self.num_features, dtype=input.dtype, device=input.device)
+            dtype = input.dtype if self.weight is None else self.weight.dtype
+            mean = torch.zeros(self.num_features, dtype=dtype, device=input.device)
             variance = torch.ones_like(mean)
         return F.batch_norm(input, mean, variance, self.weight, self.bias, False, 0.0, self.eps)
 

@@ -53,7 +53,8 @@ def switches(precision: str) -> Iterator[None]:
     if precision != "tf32":
         yield
         return
-    places: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn)
+    cudnn: Any = torch.backends.cudnn
+    places = (torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn)
     before = [place.fp32_precision for place in places]
     try:
         for place in places:

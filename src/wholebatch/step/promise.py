@@ -38,9 +38,9 @@ class Promise:
             self._say(
                 "batch norm",
                 f"{_listed(names)} normalise each micro-batch by itself (batch norm in training mode), so the result "
-                "depends on micro_batch. Ways out: wholebatch.convert_batchnorm(model, group=32), which normalises groups "
-                "of fixed size; group, layer or instance norm; batch norm in evaluation mode; or micro_batch as large "
-                "as the batch",
+                "depends on micro_batch. Ways out: wholebatch.convert_batchnorm(model, group=32), which normalises "
+                "groups of fixed size; group, layer or instance norm; batch norm in evaluation mode; or micro_batch as "
+                "large as the batch",
             )
         if self._by_frequency:
             self._say(

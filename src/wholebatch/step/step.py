@@ -53,8 +53,8 @@ class Step:
             are not ignored.
         micro_batch_cost: ``cost(batch)`` gives what each sample costs, in place of its tokens.
         clip_norm: the largest 2-norm of the finished gradient.
-        precision: "fp32" (the model's own dtype), "tf32", "bf16" or "fp16" (autocast, the latter with a scaled loss), or
-            "bf16-true" (parameters in bfloat16, which the model then has); see :mod:`wholebatch.step.precision`.
+        precision: "fp32" (the model's own dtype), "tf32", "bf16" or "fp16" (autocast, the latter with a scaled loss),
+            or "bf16-true" (parameters in bfloat16, which the model then has); see :mod:`wholebatch.step.precision`.
             Gradients are summed in float32 at least.
         bitwise: not available in this version.
         dropout: "keyed" (masks are a function of seed, step and position) or "native" (torch's own: the
@@ -137,7 +137,10 @@ class Step:
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         modules = [model] if self._loss.module is None else [model, self._loss.module]
         self._beginning = redo.Beginning(modules, device)
-        same_start(self._processes, [*model.named_parameters(), *model.named_buffers(), *self._of_loss()])
+        copies = {} if self._masters is None else self._masters.state_dict()
+        same_start(
+            self._processes, [*model.named_parameters(), *model.named_buffers(), *self._of_loss(), *copies.items()]
+        )
 
     def __call__(self, batch: Any, position: int | None = None) -> StepReport:
         """Make one step over ``batch``, or over a window of ``MicroBatches``.
@@ -213,7 +216,7 @@ class Step:
                 where=f"step {self.calls}",
                 weight=weight,
                 fixed_weight=1.0 if self._loss.coupled else self._loss.whole_weight,
-                first_weight=lambda first: self._weight_of_first(batch, first),
+                first_weight=lambda first: self._weight_of_first(batch, weight, first),
                 error=error,
             )
         except redo.RanOut:
@@ -283,9 +286,10 @@ class Step:
         assert self._scaling is not None
         if not report.skipped:
             self._scaling.fitted()
-        elif report.weight and not (math.isfinite(float(report.loss_sum)) and self._scaling.overflowed()):
-            if self.nonfinite == "raise":
-                raise NonFiniteError(self._accumulator.blame(f"step {self.calls}"))
+            return
+        helped = not report.weight or (math.isfinite(float(report.loss_sum)) and self._scaling.overflowed())
+        if not helped and self.nonfinite == "raise":
+            raise NonFiniteError(self._accumulator.blame(f"step {self.calls}"))
 
     @property
     def loss_scale(self) -> float:
@@ -294,7 +298,7 @@ class Step:
 
     @property
     def align(self) -> int:
-        """What batches are cut at multiples of, for grouped batch norms (:func:`convert_batchnorm`); 1 if there are none."""
+        """What batches are cut at multiples of, for grouped batch norms (:func:`convert_batchnorm`); 1 without any."""
         return self._passes.norms.align
 
     @property
@@ -354,9 +358,11 @@ class Step:
         samples = tree.count(batch, self._axis)
         return self._loss.ahead(batch) if self._axis == 0 else None, samples, self._pieces(batch, samples, 0)
 
-    def _weight_of_first(self, batch: Any, first: int) -> Any:
+    def _weight_of_first(self, batch: Any, weight: Any, first: int) -> Any:
         """The weight of the first samples of a batch whose weight was counted before it was cut."""
         batch = self._loss.cuttable(batch)
+        if weight == batch[1].numel():  # every target weighs 1
+            return first * (weight / len(batch[1]))
         return self._loss.ahead(tree.cut(batch, 0, first, tree.count(batch), 0))
 
     def _pieces(self, batch: Any, samples: int, start: int) -> Iterator[tuple[int, int, Any]]:

@@ -93,13 +93,13 @@ def normalise_together(
     shape = [1, -1, *[1] * (x.ndim - 2)]
     exact = x if x.dtype is torch.float64 else x.float()
     own = torch.full((1,), x.numel() // x.shape[1], dtype=torch.float64, device=x.device)
-    sums: Tensor = _Sum.apply(torch.cat([exact.sum(axes).double(), own]), meeting)  # type: ignore[no-untyped-call]
+    sums: Tensor = _Sum.apply(torch.cat([exact.sum(axes).double(), own]), meeting)
     count = sums[-1].detach()
     if count <= 1:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.shape}")
     mean = sums[:-1] / count
     centred = exact - mean.to(exact.dtype).view(shape)
-    squares: Tensor = _Sum.apply((centred * centred).sum(axes).double(), meeting)  # type: ignore[no-untyped-call]
+    squares: Tensor = _Sum.apply((centred * centred).sum(axes).double(), meeting)
     variance = squares / count
     scaled = centred * (variance + eps).rsqrt().to(exact.dtype).view(shape)
     if weight is not None:

@@ -87,6 +87,12 @@ class NoiseScale:
         return self.windows < EVERY_ONE or self.windows % EVERY == 0
 
     @property
+    def measured(self) -> bool:
+        """Whether any step was added."""
+        self._fold()
+        return self._sums["steps"] > 0
+
+    @property
     def value(self) -> float | None:
         """The estimate, in samples; None until it is known. The host waits for the device."""
         interval = self.interval
@@ -146,7 +152,7 @@ class NoiseScale:
         'gradient noise scale: not known yet (too few steps, or too much noise for an estimate)'
         """
         found, interval = self.value, self.interval
-        if self.windows and not self._sums["steps"]:
+        if self.windows and not self.measured:
             return "gradient noise scale: not measured (it takes several micro-batches, or several processes)"
         if found is None or interval is None:
             return "gradient noise scale: not known yet (too few steps, or too much noise for an estimate)"

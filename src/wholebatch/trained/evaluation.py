@@ -104,9 +104,11 @@ def evaluate(folder: Path | Url, overrides: Sequence[str] = ()) -> Evaluation:
     """
     parallel.init()  # before a loader is made, which gives each process its part
     settings, parts = opened_with_data(folder, overrides)
-    enough = parts.num_classes >= TOP_5_FROM
+    # the classes of a text are its tokens
+    names = parts.classes or tuple(str(token) for token in range(getattr(parts.train_data, "vocabulary", 0)))
+    enough = len(names) >= TOP_5_FROM
     ignored = getattr(parts.loss, "ignore_index", None)
-    accuracy = Accuracy(parts.num_classes, ignore_index=ignored, topk=(1, 5) if enough else (1,))
+    accuracy = Accuracy(len(names), ignore_index=ignored, topk=(1, 5) if enough else (1,))
     found = api.evaluate(
         parts.model,
         evaluation_loader(settings, parts),
@@ -117,14 +119,14 @@ def evaluate(folder: Path | Url, overrides: Sequence[str] = ()) -> Evaluation:
     whole = accuracy.all_reduce()
     samples = found.pop("samples")
     values = {**found, **({"top5": whole.topk[5]} if enough else {}), "samples": samples}
-    confusion = whole.confusion if parts.num_classes <= MOST_CLASSES else None
+    confusion = whole.confusion if len(names) <= MOST_CLASSES else None
     return Evaluation(
         run=folder.name or str(folder),
         data=settings.data.name,
         overrides=tuple(overrides),
         values=values,
         balanced=whole.balanced,
-        classes=_by_class(whole, confusion, parts.classes),
+        classes=_by_class(whole, confusion, names),
         confusion=confusion,
     )
 

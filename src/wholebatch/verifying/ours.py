@@ -18,6 +18,7 @@ from wholebatch.core import tree
 from wholebatch.core.errors import InputTypeError, PromiseWarning, WrongStepError
 from wholebatch.core.processes import Alone, Processes
 from wholebatch.step import Step, losses
+from wholebatch.step.group_place import Place
 from wholebatch.verifying.blame import coupling, mean_reduced
 from wholebatch.verifying.borrow import keep_still, no_dropout, random_state_kept
 from wholebatch.verifying.exact import Vector, difference, inner, norm
@@ -76,8 +77,8 @@ def verify(
             batch, case = read_twice(batch)
             cases.append(case)
         samples = tree.count(batch)
-        sizes = usual_sizes(samples) if micro_batches is None else list(micro_batches)
         runs = _Runs(model, loss, batch, samples)
+        sizes = runs.sizes() if micro_batches is None else list(micro_batches)
         cases += runs.cases(sizes, [count for count in processes if count > 1])
     check = StepCheck(cases, f"one step over {samples} samples, on a copy in {runs.dtype_name()}")
     if show:
@@ -104,6 +105,18 @@ class _Runs:
         self._given, self._loss, self._samples = model, loss, samples
         self._batch_given = batch
         self._dtype: torch.dtype | None = torch.float64
+        norms = Place(model, Alone())
+        self._whole, self._align = norms.whole() is not None, norms.align  # what grouped batch norms allow
+
+    def sizes(self) -> list[int]:
+        """Micro-batches that cut the batch unevenly, where it may be cut."""
+        if self._whole:
+            return []
+        aligned = {self._aligned(size) for size in usual_sizes(self._samples)}
+        return sorted(size for size in aligned if size < self._samples)
+
+    def _aligned(self, number: int) -> int:
+        return max(self._align, number // self._align * self._align)
 
     def dtype_name(self) -> str:
         """The dtype in which the copies were."""
@@ -126,7 +139,7 @@ class _Runs:
         for size in sizes:
             found.append(self._compared(f"micro-batches of {size}", whole, partial(self._step, size)))
         for count in processes:
-            if count <= self._samples:
+            if count <= self._samples and not self._whole:  # which meet in every layer: they cannot run in turn
                 found.append(self._compared(f"{count} processes (in turn)", whole, partial(self._shared, count)))
         return found
 
@@ -170,13 +183,14 @@ class _Runs:
     def _shared(self, count: int) -> tuple[Vector, list[str]]:
         """Uneven parts, the first the largest, each in micro-batches."""
         samples = self._samples
-        edges = [0, *(samples - samples * (count - rank) // (count + 1) for rank in range(1, count)), samples]
+        cuts = (samples - samples * (count - rank) // (count + 1) for rank in range(1, count))
+        edges = [0, *(min(samples, self._aligned(cut)) for cut in cuts), samples]
 
         def work(rank: Rank) -> Vector:
             model, loss, batch = self._copies()
             start, stop = edges[rank.rank], edges[rank.rank + 1]
             part = tree.cut(batch, start, stop, self._samples)
-            return _stepped(model, loss, part, max(1, (stop - start + 1) // 2), rank)
+            return _stepped(model, loss, part, self._aligned(max(1, (stop - start + 1) // 2)), rank)
 
         with _promises() as said:  # around all ranks: what warnings do is global to the process
             gradient = in_turn(count, work)[0]

@@ -63,7 +63,11 @@ def digits(*words):
 
 def test_the_layout_changes_rounding_alone_dropout_included(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert build(digits("channels_last=true")).model.body[0].weight.is_contiguous(memory_format=torch.channels_last)
+    for layout in (True, False):
+        parts = build(digits(f"channels_last={str(layout).lower()}"))
+        weights = [weight for weight in parts.model.parameters() if weight.ndim == 4 and weight.shape[1] > 1]
+        assert {weight.is_contiguous(memory_format=torch.channels_last) for weight in weights} == {layout}
+        assert parts.channels_last is layout
     losses = []
     for layout in ("true", "false"):
         history = runs.train_recipe(digits(f"channels_last={layout}", f"run_dir={layout}"), stream=io.StringIO())

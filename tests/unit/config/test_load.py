@@ -111,7 +111,7 @@ WRONG_SETTINGS = [
     ("epochs=0", "epochs=0"),
     ("seed=-1", "seed=-1"),
     ("clip_norm=0", "clip_norm=0.0: expected null, or a number above 0"),
-    ("precision=fp16", "expected fp32 or bf16"),
+    ("precision=fp8", "expected fp32 or tf32 or bf16 or fp16 or bf16-true"),
     ("schedule_unit=steps", "did you mean 'step'?"),
     ("bitwise=true", "not available"),
     ("bitwise=maybe", "bitwise=maybe"),

@@ -57,8 +57,8 @@ def test_mistakes(recipes):
     (recipes / "presets" / "large.yaml").write_text("batchsize: 3\n")
     with pytest.raises(ConfigError, match="preset large of recipe shapes: there is no key 'batchsize'"):
         load("shapes", preset="large")
-    (recipes / "presets" / "large.yaml").write_text("batch_size: many\n")
-    with pytest.raises(ConfigError, match="preset large of recipe shapes: batch_size=many"):
+    (recipes / "presets" / "large.yaml").write_text("epochs: many\n")
+    with pytest.raises(ConfigError, match="preset large of recipe shapes: epochs=many"):
         load("shapes", preset="large")
 
 

@@ -56,7 +56,7 @@ def test_ones_own_data_set(module):
         ("cifra10", "did you mean 'cifar10'"),
         (
             "zzz",
-            "choose from cifar10, cifar100, digits, fashion_mnist, folder, hf, list, mnist, text, or package",
+            "choose from cifar10, cifar100, digits, fashion_mnist, folder, hf, imagenet, list, mnist, text, or package",
         ),
     ],
 )

@@ -9,6 +9,7 @@ import torch
 
 from wholebatch.core.errors import DataError, InputTypeError
 from wholebatch.data import registry, text
+from wholebatch.data.split import by_content
 from wholebatch.data.text import pieces
 
 ROOT = Path(__file__).parents[3]
@@ -68,6 +69,7 @@ def test_the_split_is_a_function_of_what_a_piece_holds(tmp_path, book):
     whole = said(text(None, book))
     assert sorted(train + test) == sorted(whole)
     assert not set(train) & set(test)  # 200 distinct, and none in both
+    assert test == [piece for piece in whole if by_content(piece, 0, 0.1) == "test"]
     assert 8 < len(test) < 34
     (tmp_path / "a.md").write_bytes(b"More.\n\n" + STORY)  # in front of it, and every paragraph twice
     more = said(text("test", tmp_path))
@@ -78,8 +80,6 @@ def test_the_split_is_a_function_of_what_a_piece_holds(tmp_path, book):
 
 
 def test_the_split_never_changes():
-    from wholebatch.data.split import by_content
-
     parts = [by_content(b"%d" % number, 7, 0.25) for number in range(12)]
     assert [number for number, part in enumerate(parts) if part == "test"] == [0, 2, 5]
 

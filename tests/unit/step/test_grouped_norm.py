@@ -21,7 +21,7 @@ CE = nn.CrossEntropyLoss()
 
 
 class Tokens(nn.Module):
-    """Batch norm over tokens, flattened: the samples' own together, or the sequence first, or a view after the other."""
+    """Batch norm over tokens, flattened: those of a sample together, or the sequence first; or not flattened."""
 
     def __init__(self, way: str) -> None:
         super().__init__()
@@ -278,7 +278,7 @@ class Apart(nn.Module):
 def test_rows_that_are_nobodys_are_refused() -> None:
     for samples in (21, 4 * 2):  # 4 rows: no multiple of the samples; or as many as there are
         model = wb.convert_batchnorm(Apart().double(), group=2)
-        with pytest.raises(wb.InputError, match="norm sees 4 rows .* cannot be told"):
+        with pytest.raises(wb.InputError, match=r"norm sees 4 rows .* cannot be told"):
             stepped(model, "auto", samples) if samples == 21 else stepped(model, 4, samples)
 
 
@@ -327,3 +327,13 @@ def test_training_cuts_so_by_itself() -> None:
         )
         weights.append([*model.parameters(), *(b.double() for b in model.buffers())])
     assert max(apart(other, weights[0]) for other in weights[1:]) < BAR
+
+
+@pytest.mark.parametrize("group", [4, None])
+def test_verify_cuts_where_it_may(group: int | None) -> None:
+    model = model_of("1d")
+    assert not wb.verify(copy.deepcopy(model), CE, data(40), show=False).ok
+    check = wb.verify(wb.convert_batchnorm(model, group=group), CE, data(40), show=False)
+    assert check.ok, str(check)
+    for word in ("processes", "micro-batches of"):  # which the whole batch as one group cannot have here
+        assert any(word in case.name for case in check.cases) == (group == 4)

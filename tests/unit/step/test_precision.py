@@ -169,9 +169,17 @@ def test_float32_weights_of_another_model_are_refused() -> None:
 def test_training_and_evaluation_go_through(precision: str) -> None:
     model = model_of()
     history = wb.train(
-        model, data(96), loss=CE, optimizer=torch.optim.AdamW, batch_size=32, micro_batch=8, epochs=2, precision=precision,
-        eval_data=data(40, 2), display=False,
-    )  # fmt: skip
+        model,
+        data(96),
+        loss=CE,
+        optimizer=torch.optim.AdamW,
+        batch_size=32,
+        micro_batch=8,
+        epochs=2,
+        precision=precision,
+        eval_data=data(40, 2),
+        display=False,
+    )
     losses = [record["loss"] for record in history.records if record["split"] == "train"]
     assert all(math.isfinite(loss) for loss in losses)
     assert losses[-1] < losses[0]
@@ -318,4 +326,19 @@ def test_layers_are_recomputed_while_training_alone() -> None:
         results.append([p.detach().clone() for p in model.parameters()])
         assert model[0].forward is own
         assert "forward" not in vars(model[2])
+    assert all(torch.equal(p, q) for p, q in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "fp16"])
+def test_a_run_that_was_resumed_is_the_same_one(precision: str, tmp_path: Any) -> None:
+    results = []
+    for stops in ((4,), (2, 4)):
+        folder = tmp_path / str(len(stops))
+        for epochs in stops:
+            model = model_of()
+            wb.train(
+                model, data(64), loss=CE, optimizer=torch.optim.AdamW, batch_size=16, micro_batch=4, epochs=epochs,
+                precision=precision, run_dir=folder, resume=epochs == 4 and len(stops) == 2, display=False,
+            )  # fmt: skip
+        results.append([p.detach().clone() for p in model.parameters()])
     assert all(torch.equal(p, q) for p, q in zip(*results, strict=True))

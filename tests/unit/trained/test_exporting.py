@@ -85,14 +85,15 @@ def test_a_file_that_gives_other_outputs_is_not_kept(digits_run, tmp_path, monke
     assert names(tmp_path) == []
 
 
-def test_a_file_that_gives_nan_is_not_kept(digits_run, tmp_path, monkeypatch):
+@pytest.mark.parametrize("spoiled", [8, 3])
+def test_a_file_that_gives_nan_in_one_batch_is_not_kept(digits_run, tmp_path, monkeypatch, spoiled):
     whole = safetensors.load_model
 
-    def spoiled(model, file):
+    def load(model, file):
         whole(model, file)
-        next(model.parameters()).data.fill_(torch.nan)
+        model.register_forward_hook(lambda model, given, out: out * torch.nan if len(out) == spoiled else None)
 
-    monkeypatch.setattr(safetensors, "load_model", spoiled)
+    monkeypatch.setattr(safetensors, "load_model", load)
     with pytest.raises(InputError, match="differ by nan"):
         list(exporting.export(opened(digits_run), tmp_path))
 
