@@ -1,0 +1,28 @@
+"""The CPU's allocator says that memory ran out by a plain RuntimeError; a limit of the operating system makes it do so."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS and /proc are Linux's")
+@pytest.mark.parametrize(
+    ("micro", "wrong", "said"),
+    [("64", "nothing", "redone"), ("auto", "nothing", "cut"), ("64", "error", "cannot be multiplied")],
+)
+def test_a_step_in_limited_memory(micro: str, wrong: str, said: str) -> None:
+    command = [sys.executable, str(Path(__file__).parent / "under_a_limit.py"), micro, wrong]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    if wrong == "error":  # as plain an error, and no memory of it
+        assert done.returncode == 1
+        assert said in done.stderr
+        return
+    assert done.returncode == 0, done.stderr
+    pieces, warned, samples, _ = map(int, done.stdout.split())
+    assert samples == 64
+    assert pieces > 1
+    assert (warned > 0) == (said == "redone")
