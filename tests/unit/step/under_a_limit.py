@@ -20,7 +20,9 @@ ROOM = 120 << 20  # the step on all samples at once takes more
 
 def main(micro: str, wrong: str) -> None:
     torch.set_num_threads(1)
-    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.Tanh(), nn.Conv2d(16, 16, 3), nn.Tanh(), nn.Flatten(), nn.LazyLinear(4))
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.Tanh(), nn.Conv2d(16, 16, 3), nn.Tanh(), nn.Flatten(), nn.LazyLinear(4)
+    )
     x, y = torch.randn(64, 3, 96, 96), torch.arange(64) % 4
     model(x[:2]).sum().backward()  # threads and libraries have their memory before the limit is set
     if wrong == "error":
