@@ -312,3 +312,18 @@ def test_batch_norm_begins_where_the_window_began() -> None:
             step((X, Y))
         results.append(list(m.state_dict().values()))
     assert close(*results)
+
+
+def test_a_copy_of_a_step_puts_back_its_own_buffers() -> None:
+    m = model()
+    step = wb.Step(m, torch.optim.SGD(m.parameters(), lr=0.1), nn.CrossEntropyLoss(), micro_batch=7)
+    step((X, Y))
+    twin, other = copy.deepcopy(step), copy.deepcopy(step)
+    before = [b.clone() for b in m.buffers()]
+    twin.model[1].at = ("backward", twin.model[1].forwards + 2)
+    with pytest.warns(wb.OutOfMemoryWarning):
+        twin((X, Y))
+    other((X, Y))
+    assert close(list(twin.model.buffers()), list(other.model.buffers()))
+    assert close(list(m.buffers()), before)
+    assert not close(list(twin.model.buffers()), before)

@@ -1,4 +1,4 @@
-"""The CPU's allocator raises a plain RuntimeError when memory runs out; a limit of the operating system makes it do so."""
+"""Out of memory on a CPU is a plain RuntimeError; a limit of the operating system makes the allocator raise it."""
 
 from __future__ import annotations
 
