@@ -58,7 +58,7 @@ class Counts(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         self.seen += len(x)
-        self.last = x[-1].detach()
+        self.last = self.last + x.detach().sum(0)
         return x
 
 
@@ -142,6 +142,10 @@ def test_a_failure_at_any_micro_batch_changes_nothing(way: str, number: int, sec
     assert "at most 2 samples" in text
     assert found["sizes"][-7:] == [2] * 7  # the third step keeps the smaller size
     assert found["sizes"][:4] == [4, 4, 4, 2]
+
+
+def test_what_is_watched_is_told_once_where_the_cuts_do_not_nest() -> None:
+    same(run("backward", 2, micro=5), UNDISTURBED)  # five and five were told; then micro-batches of two
 
 
 @pytest.mark.parametrize("error", [MemoryError, torch.OutOfMemoryError])
@@ -267,6 +271,25 @@ def test_an_iterator_cannot_be_had_again() -> None:
 
     with pytest.raises(wb.OutOfMemoryError, match=r"is an iterator, which is used up.*MicroBatches\(list\(pieces\)\)"):
         run("forward", 3, window=lambda: wb.MicroBatches(pieces(), samples=N))
+
+
+def test_an_error_that_somebody_keeps_holds_no_memory() -> None:
+    from wholebatch.step import redo
+
+    found: list[Any] = []
+
+    def fails() -> None:
+        activation = torch.zeros(3)
+        found.append(weakref.ref(activation))
+        raise MemoryError("no room\nat all")
+
+    try:
+        fails()
+    except MemoryError as error:
+        kept = error
+    assert found[0]() is not None
+    assert redo.forget(kept) == "no room"
+    assert found[0]() is None
 
 
 def test_nothing_of_the_failed_window_stays_in_memory() -> None:

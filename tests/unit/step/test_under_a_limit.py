@@ -19,7 +19,8 @@ def test_a_step_in_limited_memory(micro: str, wrong: str, said: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     if wrong == "error":  # as plain an error, and no memory of it
         assert done.returncode == 1
-        assert said in done.stderr
+        assert said in done.stderr.splitlines()[-1]
+        assert done.stderr.splitlines()[-1].startswith("RuntimeError")
         return
     assert done.returncode == 0, done.stderr
     pieces, warned, samples, _ = map(int, done.stdout.split())
