@@ -12,10 +12,20 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 import wholebatch as wb
 
 ROOM = 120 << 20  # the step on all samples at once takes more
+
+
+class Broken(nn.Module):
+    """Fails as anything may, on tensors that have contents."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not isinstance(x, FakeTensor):
+            raise RuntimeError("something else is wrong")
+        return x
 
 
 def main(micro: str, wrong: str) -> None:
@@ -26,7 +36,7 @@ def main(micro: str, wrong: str) -> None:
     x, y = torch.randn(64, 3, 96, 96), torch.arange(64) % 4
     model(x[:2]).sum().backward()  # threads and libraries have their memory before the limit is set
     if wrong == "error":
-        model.append(nn.Linear(5, 5))
+        model.append(Broken())
     step = wb.Step(
         model,
         torch.optim.SGD(model.parameters(), lr=0.1),
@@ -35,7 +45,9 @@ def main(micro: str, wrong: str) -> None:
     )
     wb.plan(model, (x[:4], y[:4])) if wrong == "nothing" else None
     used = int(next(line for line in Path("/proc/self/status").read_text().splitlines() if "VmSize" in line).split()[1])
-    resource.setrlimit(resource.RLIMIT_AS, (used * 1024 + ROOM, resource.RLIM_INFINITY))
+    resource.setrlimit(
+        resource.RLIMIT_AS, (used * 1024 + ROOM * (20 if wrong == "error" else 1), resource.RLIM_INFINITY)
+    )
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         report = step((x, y))
