@@ -72,8 +72,9 @@ class Beginning:
         self._kept: list[tuple[dict[str, Tensor | None], str, Tensor, Tensor, int | None]] = []
         self._generators: tuple[Tensor, Tensor | None] | None = None
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> None:
-        """Copies of a step make their own."""
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: what was kept stays with the original."""
+        return {**vars(self), "_kept": [], "_generators": None}
 
     def keep(self) -> None:
         """Keep them as they are now."""

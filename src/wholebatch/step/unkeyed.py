@@ -84,15 +84,16 @@ class PowerIterations:
 @contextmanager
 def unchanged_buffers(model: nn.Module) -> Iterator[None]:
     """Undo what a forward does to the buffers, running statistics among them."""
-    buffers = list(model.buffers())
-    kept = [buffer.clone() for buffer in buffers]
-    versions = [buffer._version for buffer in buffers]
+    owners = {id(module._buffers): module._buffers for module in model.modules()}.values()
+    places = [(owner, name, buffer) for owner in owners for name, buffer in owner.items() if buffer is not None]
+    kept = [(buffer.clone(), buffer._version) for _, _, buffer in places]
     try:
         yield
     finally:
         with torch.no_grad():
-            for buffer, value, version in zip(buffers, kept, versions, strict=True):
+            for (owner, name, buffer), (value, version) in zip(places, kept, strict=True):
+                owner[name] = buffer
                 if buffer._version != version:
                     buffer.copy_(value)
-                elif not torch.equal(buffer, value):  # batch norm changes its running statistics without a new version
+                elif not torch.equal(buffer, value):  # batch norm changes its statistics without a new version
                     buffer.data.copy_(value)

@@ -105,13 +105,14 @@ def test_what_takes_next_to_nothing_is_taken_whole(monkeypatch: pytest.MonkeyPat
         assert step(batch(width=width)).micro_batches == 1
 
 
-def test_what_is_tried_leaves_nothing(never_tiny: None, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("dropout", ["keyed", "native"])
+def test_what_is_tried_leaves_nothing(never_tiny: None, monkeypatch: pytest.MonkeyPatch, dropout: str) -> None:
     tried = []
     monkeypatch.setattr(micro_batch_size.Finder, "_wait", lambda self: tried.append(1))
     results = []
     for micro in ("auto", 48):
         m = model()
-        step = step_of(m, micro_batch=micro)
+        step = step_of(m, micro_batch=micro, dropout=dropout)
         torch.manual_seed(7)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", wb.PromiseWarning)
@@ -227,6 +228,30 @@ def test_what_is_wrong_with_a_batch_the_step_says(never_tiny: None) -> None:
         step_of(nn.Linear(3000, 4))((batch()[0], batch()[1].float()))
     with pytest.raises(wb.BatchError):
         step_of(nn.Linear(3000, 4))((batch()[0], batch()[1][:3]))
+
+
+def test_training_fetches_the_micro_batches_that_were_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, fetched = [], []
+
+    def find(self: Any, given: Any, samples: int, measure: bool) -> int:
+        found.append((given[0].shape, samples, measure))
+        return 7
+
+    monkeypatch.setattr(micro_batch_size.Finder, "find", find)
+    x, y = torch.randn(30, 6), torch.arange(30) % 4
+    data = [(x[i], y[i]) for i in range(30)]  # read one by one, so that windows are fetched piece by piece
+
+    def collate(samples: list[Any]) -> Any:
+        fetched.append(len(samples))
+        return torch.stack([s[0] for s in samples]), torch.stack([s[1] for s in samples])
+
+    loader = wb.data.BatchLoader(data, 20, collate=collate)
+    m = nn.Linear(6, 4)
+    optimizer = torch.optim.SGD(m.parameters(), lr=0.1)
+    history = wb.train(m, loader, loss=nn.CrossEntropyLoss(), optimizer=optimizer, epochs=1, display=False)
+    assert found == [((16, 6), 20, True)]
+    assert fetched == [16, 7, 7, 6, 7, 3]
+    assert history.last("train")["step"] == 2
 
 
 # memory ---------------------------------------------------------------------------------------------------

@@ -58,7 +58,7 @@ class Counts(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         self.seen += len(x)
-        self.last = x[-1].detach()
+        self.last = self.last + x.detach().sum(0)
         return x
 
 
@@ -143,6 +143,10 @@ def test_a_failure_at_any_micro_batch_changes_nothing(way: str, number: int, sec
     assert "at most 2 samples" in text
     assert found["sizes"][-7:] == [2] * 7  # the third step keeps the smaller size
     assert found["sizes"][:4] == [4, 4, 4, 2]
+
+
+def test_what_is_watched_is_told_once_where_the_cuts_do_not_nest() -> None:
+    same(run("backward", 1, micro=5), UNDISTURBED)  # five were told; then micro-batches of two
 
 
 @pytest.mark.parametrize("error", [MemoryError, torch.OutOfMemoryError])
@@ -270,6 +274,25 @@ def test_an_iterator_cannot_be_had_again() -> None:
         run("forward", 3, window=lambda: wb.MicroBatches(pieces(), samples=N))
 
 
+def test_an_error_that_somebody_keeps_holds_no_memory() -> None:
+    from wholebatch.step import redo
+
+    found: list[Any] = []
+
+    def fails() -> None:
+        activation = torch.zeros(3)
+        found.append(weakref.ref(activation))
+        raise MemoryError("no room\nat all")
+
+    try:
+        fails()
+    except MemoryError as error:
+        kept = error
+    assert found[0]() is not None
+    assert redo.forget(kept) == "no room"
+    assert found[0]() is None
+
+
 def test_nothing_of_the_failed_window_stays_in_memory() -> None:
     m = model()
     kept: list[Any] = []
@@ -346,3 +369,18 @@ def test_a_group_is_not_cut() -> None:
     m[2].at = ("forward", m[2].forwards + 1)
     with pytest.raises(wb.OutOfMemoryError, match="as one group"):
         whole((X, Y))
+
+
+def test_a_copy_of_a_step_puts_back_its_own_buffers() -> None:
+    m = model()
+    step = wb.Step(m, torch.optim.SGD(m.parameters(), lr=0.1), nn.CrossEntropyLoss(), micro_batch=7)
+    step((X, Y))
+    twin, other = copy.deepcopy(step), copy.deepcopy(step)
+    before = [b.clone() for b in m.buffers()]
+    twin.model[1].at = ("backward", twin.model[1].forwards + 2)
+    with pytest.warns(wb.OutOfMemoryWarning):
+        twin((X, Y))
+    other((X, Y))
+    assert close(list(twin.model.buffers()), list(other.model.buffers()))
+    assert close(list(m.buffers()), before)
+    assert not close(list(twin.model.buffers()), before)
