@@ -25,6 +25,7 @@ from wholebatch.step.passes import Passes
 from wholebatch.step.plan import Plan, plan
 
 SHARE = {"cpu": 0.5, "cuda": 0.8}  # of the memory that is left; others use a CPU's, too
+SUSPECT = 1 / 8  # of what the limits of the system leave: a micro-batch that takes more may have run out of it
 CLOSE = 0.97  # of the best throughput
 EXTRA_STEPS = 3  # at most so many steps' samples are spent on trying
 SMALLEST = 64  # the smallest that is tried is this part of the largest
@@ -172,17 +173,23 @@ class Finder:
             if planned is not None and planned.peak(samples) <= TINY_PEAK:
                 return samples
             limit = samples if planned is None or room is None else self._largest(planned, room + self._held(), samples)
-            return self._measured(batch, given, limit, samples, planned) if measure and limit > 1 else limit
+            # batch norm sees the micro-batch: a smaller one that is as fast is another model
+            measure = measure and limit > 1 and not (planned is not None and self._passes.promise.batch_norms)
+            return self._measured(batch, given, limit, samples, planned) if measure else limit
 
     def too_large(self, batch: Any, samples: int, left: int | None) -> bool:
-        """Whether a micro-batch takes, by the plan, no less than half of what the system's limits ``left``."""
+        """Whether a micro-batch takes, by the plan, a good part of what the system's limits ``left``.
+
+        A plan knows nothing of kernels' own buffers and of holes between what is allocated. Where it was no memory that
+        was short, smaller micro-batches come to the same error, which is then told as it is.
+        """
         if left is None or self._device.type != "cpu":
             return False
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 planned = self._plan(batch, tree.count(batch, self._axis))
-                return planned is not None and planned.peak(samples) - self._held() >= left / 2
+                return planned is not None and planned.peak(samples) - self._held() >= left * SUSPECT
         except Exception:
             return False
 

@@ -7,8 +7,8 @@ window, and make it again together.
 Out of memory is recognised by the exception's type: ``torch.OutOfMemoryError`` of an accelerator, ``MemoryError`` of
 NumPy and Python. The CPU's allocator has no type of its own, but a plain ``RuntimeError`` as everything else; it is
 taken for out of memory where the operating system limits the process's memory and what the micro-batch takes by the
-plan is no less than half of what was left (:mod:`wholebatch.step.micro_batch_size`). Without such a limit the kernel
-ends a process that takes too much, and nobody is asked.
+plan is no less than an eighth of what was left (:mod:`wholebatch.step.micro_batch_size`). Without such a limit the
+kernel ends a process that takes too much, and nobody is asked.
 """
 
 from __future__ import annotations

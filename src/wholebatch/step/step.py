@@ -420,7 +420,8 @@ class Step:
         try:
             return work(), None
         except Exception as error:
-            if self._is_short(error):
+            short = self._is_short(error)
+            if short:
                 said, whole = redo.forget(error), self._passes.norms.whole()
                 if whole is None:
                     return None, redo.RanOut(said)
@@ -428,9 +429,11 @@ class Step:
                     f"out of memory in step {self.calls + 1}: {said}. {whole} normalises the whole batch as one group "
                     "(group=None), so that it cannot be cut; use wholebatch.convert_batchnorm(model, group=32)"
                 )
-            if self._processes.size == 1:
+            if self._processes.size > 1:
+                return None, error
+            if short:
                 raise error from None
-            return None, error
+            raise
 
     def _is_short(self, error: Exception) -> bool:
         """Whether memory ran out while the window was under way."""

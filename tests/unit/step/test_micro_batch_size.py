@@ -113,6 +113,7 @@ def test_what_is_tried_leaves_nothing(never_tiny: None, monkeypatch: pytest.Monk
     for micro in ("auto", 48):
         m = model()
         step = step_of(m, micro_batch=micro, dropout=dropout)
+        step._passes.promise.batch_norms = []  # which are not tried
         torch.manual_seed(7)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", wb.PromiseWarning)
@@ -125,6 +126,15 @@ def test_what_is_tried_leaves_nothing(never_tiny: None, monkeypatch: pytest.Monk
         assert torch.equal(tensor, results[1][0][name]), name
     assert torch.equal(results[0][1], results[1][1])
     assert results[0][2] == 0
+
+
+def test_batch_norm_sees_as_much_as_fits(never_tiny: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is faster: a smaller micro-batch is another model there."""
+    monkeypatch.setattr(micro_batch_size, "prefer", lambda *_: 3)
+    assert step_of(model())(batch()).micro_batches == 1
+    m = model()
+    m[3] = nn.GroupNorm(4, 600)
+    assert step_of(m)(batch()).micro_batches == SAMPLES // 3
 
 
 def test_the_result_is_that_of_any_micro_batch(never_tiny: None, monkeypatch: pytest.MonkeyPatch) -> None:
