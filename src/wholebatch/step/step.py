@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,10 +13,11 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from wholebatch.core import processes, tree
-from wholebatch.core.errors import BatchError, InputError, NonFiniteError, OutOfMemoryError
+from wholebatch.core.errors import InputError, NonFiniteError, OutOfMemoryError
 from wholebatch.step import losses, redo
 from wholebatch.step.available import left_by_limits
 from wholebatch.step.costs import Cost
+from wholebatch.step.cutting import Cutting
 from wholebatch.step.engine import Engine
 from wholebatch.step.gradient import GradientAccumulator, check_clip_norm, check_held, check_nonfinite, check_optimizer
 from wholebatch.step.loss_scale import LossScale
@@ -132,6 +133,7 @@ class Step:
         self._half = self._scaling is not None or any(p.dtype is torch.float16 for p in model.parameters())
         self._masters = self._lowered() if precision == "bf16-true" else None
         self.size = MicroBatchSize(micro_batch, micro_batch_tokens, micro_batch_cost)
+        self._cutting = Cutting(self._loss, batch_axis, self.size, self._passes)
         self._finder = Finder(model, optimizer, self._loss, self._passes, precision, batch_axis)
         self._found_together = False
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
@@ -190,7 +192,7 @@ class Step:
             RanOut: on every process, if memory ran out on any of them; nothing was applied.
         """
         self.size.most = self.size.widest = 0
-        cut, error = self._attempt(lambda: self._cut(batch))
+        cut, error = self._attempt(lambda: self._cutting.cut(batch, self._find))
         weight, samples, pieces = (None, 0, iter(())) if error is not None else cut
         position, nominal = self._place(samples, position, error)
         if len(self.optimizer.param_groups) != self._groups:
@@ -216,7 +218,7 @@ class Step:
                 where=f"step {self.calls}",
                 weight=weight,
                 fixed_weight=1.0 if self._loss.coupled else self._loss.whole_weight,
-                first_weight=lambda first: self._weight_of_first(batch, weight, first),
+                first_weight=lambda first: self._cutting.weight_of_first(batch, weight, first),
                 error=error,
             )
         except redo.RanOut:
@@ -347,68 +349,6 @@ class Step:
         for name, part in self._more().items():
             if name in state:
                 part.load_state_dict(state[name])
-
-    # cutting ------------------------------------------------------------------------------------
-
-    def _cut(self, batch: Any) -> tuple[Any, int | None, Iterator[tuple[int, int, Any]]]:
-        """The weight where the targets tell it, the samples where they are known, and (start, samples, piece)."""
-        if isinstance(batch, MicroBatches):
-            return None, batch.samples, self._pieces_of_window(batch)
-        batch = self._loss.cuttable(batch) if self._axis == 0 else batch
-        samples = tree.count(batch, self._axis)
-        return self._loss.ahead(batch) if self._axis == 0 else None, samples, self._pieces(batch, samples, 0)
-
-    def _weight_of_first(self, batch: Any, weight: Any, first: int) -> Any:
-        """The weight of the first samples of a batch whose weight was counted before it was cut."""
-        batch = self._loss.cuttable(batch)
-        if weight == batch[1].numel():  # every target weighs 1
-            return first * (weight / len(batch[1]))
-        return self._loss.ahead(tree.cut(batch, 0, first, tree.count(batch), 0))
-
-    def _pieces(self, batch: Any, samples: int, start: int) -> Iterator[tuple[int, int, Any]]:
-        watched = self._passes.watched - start  # a window that is made again is cut there, too
-        if 0 < watched < samples:
-            yield from self._cut_up(tree.cut(batch, 0, watched, samples, self._axis), watched, start)
-            rest = samples - watched
-            yield from self._cut_up(tree.cut(batch, watched, samples, samples, self._axis), rest, start + watched)
-        elif samples:
-            yield from self._cut_up(batch, samples, start)
-
-    def _cut_up(self, batch: Any, samples: int, start: int) -> Iterator[tuple[int, int, Any]]:
-        single = bool(self._passes.promise.batch_norms)
-        ignored = getattr(self._loss, "ignore_index", None)
-        found = self.size.cuts(batch, samples, single, ignored, self.align)
-        if len(found) > 1:
-            self._passes.norms.refuse_cut(found[0][1], samples)
-        for first, stop in found:
-            whole = stop - first == samples
-            piece = batch if whole else tree.cut(batch, first, stop, samples, self._axis)
-            yield start + first, stop - first, piece
-
-    def _pieces_of_window(self, window: MicroBatches) -> Iterator[tuple[int, int, Any]]:
-        start = 0
-        for piece in self._outside(window):
-            piece = self._loss.cuttable(piece) if self._axis == 0 else piece
-            samples = tree.count(piece, self._axis)
-            yield from self._pieces(piece, samples, start)
-            start += samples
-        if window.samples is not None and start != window.samples:
-            raise BatchError(f"MicroBatches(samples={window.samples}) gave {start} samples")
-
-    def _outside(self, pieces: MicroBatches) -> Iterator[Any]:
-        """Ask for each piece under the caller's generators, which its loader may draw from."""
-        iterator, draws = None, self._passes.draws
-        while True:
-            running = draws.pause() if draws is not None else None
-            iterator = iter(pieces) if iterator is None else iterator  # a loader draws its seed here
-            piece = next(iterator, self)
-            if piece is not self and self._found_together:
-                self._find(piece)
-            if draws is not None:
-                draws.resume(running)
-            if piece is self:
-                return
-            yield piece
 
     # several processes ------------------------------------------------------------------------------
 
