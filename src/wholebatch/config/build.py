@@ -24,12 +24,20 @@ from wholebatch.config.build_data import (
     known_of,
     training_data,
 )
-from wholebatch.config.schema import Config
+from wholebatch.config.schema import Config, Loss
 from wholebatch.core.errors import ConfigError, DataError, InputError, nearest
 from wholebatch.core.processes import Alone
 from wholebatch.data.registry import classes_of
+from wholebatch.step import WholeBatchLoss
 
-LOSSES: Mapping[str, type[nn.Module]] = MappingProxyType({"cross_entropy": nn.CrossEntropyLoss})
+LOSSES: Mapping[str, Callable[[Loss], nn.Module | WholeBatchLoss]] = MappingProxyType(
+    {
+        "cross_entropy": lambda said: nn.CrossEntropyLoss(label_smoothing=said.label_smoothing),
+        "supervised_contrastive": lambda said: WholeBatchLoss(
+            models.encode, models.SupervisedContrastive(said.temperature), outputs=lambda z, logits, classes: logits
+        ),
+    }
+)
 OPTIMIZERS: Mapping[str, type[Optimizer]] = MappingProxyType(
     {
         name.lower(): kind
@@ -56,7 +64,7 @@ class Parts:
     model: nn.Module
     optimizer: Optimizer
     schedule: schedule.Schedule | None  # None: a constant learning rate
-    loss: nn.Module
+    loss: nn.Module | WholeBatchLoss
     num_classes: int
     classes: tuple[str, ...]
     steps_per_epoch: int  # optimizer steps of the first epoch; the last batch of an epoch may be shorter
@@ -100,7 +108,7 @@ def build(config: Config) -> Parts:
         model=model,
         optimizer=_optimizer(config, model),
         schedule=make_schedule(config, progress),
-        loss=LOSSES[config.loss.name](label_smoothing=config.loss.label_smoothing),
+        loss=LOSSES[config.loss.name](config.loss),
         num_classes=len(classes),
         classes=classes,
         steps_per_epoch=steps[0],

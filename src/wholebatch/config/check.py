@@ -80,6 +80,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "schedule.max_update": (_at_least_1, f"null, or {_COUNT}"),
     "schedule.final_lr": (_not_negative, "null, or a number, 0 or more"),
     "loss.label_smoothing": (lambda v: 0 <= v <= 1, "a number from 0 to 1"),
+    "loss.temperature": (lambda v: 0 < v < math.inf, "a number more than 0"),
     "parallel.data": (lambda v: v == "auto" or (isinstance(v, int) and _at_least_1(v)), f"auto, or {_COUNT}"),
 }
 _CHOICES = {

@@ -122,9 +122,11 @@ class Loss:
     """The loss."""
 
     name: str = "cross_entropy"
-    """loss: cross_entropy"""
+    """loss: cross_entropy, or supervised_contrastive (of the whole batch, for the model contrastive)"""
     label_smoothing: float = 0.0
-    """share of a target that is spread over all classes, 0 to 1"""
+    """share of a target that is spread over all classes, 0 to 1; of cross_entropy"""
+    temperature: float = 0.1
+    """what similarities are divided by; of supervised_contrastive"""
 
 
 @dataclass

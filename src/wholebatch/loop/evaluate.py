@@ -84,7 +84,7 @@ def _feed(
             explain(error, model, batch)
             raise
         if loss is None or loss.shows_output:
-            metrics.add(output, *targets_of(batch))
+            metrics.add(output if loss is None else loss.shown(output), *targets_of(batch))
         sums.add(loss_sum, 0 if weight is None else weight, window.samples, 0)
         before += loader.batch_size or window.samples
 

@@ -1,6 +1,9 @@
 """Small models for the recipes, each on one screen, and ``build``, which makes one by name with seeded weights: these,
 or timm's, torchvision's and anybody's by import path."""
 
+from wholebatch.models.contrastive import Contrastive as Contrastive
+from wholebatch.models.contrastive import SupervisedContrastive as SupervisedContrastive
+from wholebatch.models.contrastive import encode as encode
 from wholebatch.models.cost import Cost as Cost
 from wholebatch.models.cost import cost as cost
 from wholebatch.models.foreign import FROM_DATA as FROM_DATA

@@ -12,6 +12,7 @@ from torch import nn
 from wholebatch.core import keys
 from wholebatch.core.errors import ConfigError, nearest
 from wholebatch.models import foreign
+from wholebatch.models.contrastive import Contrastive
 from wholebatch.models.lenet import LeNet
 from wholebatch.models.mlp import MLP
 from wholebatch.models.resnet import resnet18, resnet20, resnet56
@@ -30,6 +31,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet56": resnet56,
     "vit": ViT,
     "transformer_lm": TransformerLM,
+    "contrastive": Contrastive,
 }
 
 

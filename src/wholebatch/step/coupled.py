@@ -38,6 +38,8 @@ class WholeBatchLoss(LossCall):
             a tensor without axes (a temperature) is taken once. What needs no gradient (labels) rides along.
         loss: ``loss(*representations)`` gives the scalar loss of the whole batch; a function or an ``nn.Module``,
             whose parameters get their gradient once. Parameters of the model may be used in it, too.
+        outputs: ``outputs(*representations)`` of a micro-batch gives what metrics look at, logits for instance; without
+            it they have nothing to look at.
 
     Raises:
         InputTypeError: one of them cannot be called.
@@ -56,15 +58,22 @@ class WholeBatchLoss(LossCall):
 
     coupled = True
 
-    def __init__(self, encode: Callable[[nn.Module, Any], Any], loss: Callable[..., Tensor]) -> None:
-        for name, given in (("encode", encode), ("loss", loss)):
-            if not callable(given):
+    def __init__(
+        self,
+        encode: Callable[[Any, Any], Any],
+        loss: Callable[..., Tensor],
+        outputs: Callable[..., Any] | None = None,
+    ) -> None:
+        for name, given in (("encode", encode), ("loss", loss), ("outputs", outputs)):
+            if not callable(given) and not (name == "outputs" and given is None):
                 raise InputTypeError(
                     f"{name} is a {type(given).__name__}; give encode(model, micro_batch) -> representations and "
-                    "loss(*representations) -> scalar"
+                    "loss(*representations) -> scalar; outputs(*representations) is for metrics"
                 )
         self._encode = encode
         self._loss = loss
+        self._outputs = outputs
+        self.shows_output = outputs is not None
         self.module = loss if isinstance(loss, nn.Module) else None
 
     def forward(self, model: nn.Module, piece: Any) -> Representations:
@@ -74,6 +83,11 @@ class WholeBatchLoss(LossCall):
         if not isinstance(found, tuple | list) or not all(isinstance(item, Tensor) for item in found) or not found:
             raise LossError(f"encode gave a {type(given).__name__}; it gives a tensor or a tuple of tensors")
         return tuple(found)
+
+    def shown(self, output: Any) -> Any:
+        """Return what metrics look at."""
+        assert self._outputs is not None
+        return self._outputs(*output)
 
     def of_whole(self, representations: Representations) -> Tensor:
         """Return the scalar loss of all representations."""

@@ -37,7 +37,7 @@ class LossCall:
     """How a step calls its loss on one micro-batch."""
 
     module: nn.Module | None = None  # holds parameters and buffers of the loss itself, if it has any
-    shows_output: bool = False  # whether ``forward`` gives the model's output, which metrics can look at
+    shows_output: bool = False  # whether ``shown`` gives what metrics can look at
     whole_weight: float | None = None  # the weight of the whole batch where it does not add over micro-batches
     coupled: bool = False  # whether it needs the whole batch at once
 
@@ -52,6 +52,10 @@ class LossCall:
     def forward(self, model: nn.Module, piece: Any) -> Any:
         """Run the model on a micro-batch: on the first part of ``(inputs, *targets)``."""
         return call_model(model, piece)
+
+    def shown(self, output: Any) -> Any:
+        """Return what of ``forward``'s output metrics look at, where ``shows_output``."""
+        return output
 
     def summed(self, output: Any, piece: Any, start: int, samples: int, weigh: bool) -> tuple[Tensor, Divisor | None]:
         """Return (loss sum, weight) of the samples from ``start`` on; the weight may be None unless ``weigh``."""

@@ -107,10 +107,15 @@ class Passes:
         with self._autocast(), self.norms.forward():
             output = self._loss.forward(self.model, piece)
             loss_sum, weight = self._loss.summed(output, piece, start, samples, weigh)
-        if self.watch is not None and self._loss.shows_output and start >= self.watched:
-            self.watch(tree.map_tensors(Tensor.detach, output), *targets_of(piece))
-            self.watched = start + samples
+        self._show(output, piece, start, samples)
         self._accumulator.add_sum(loss_sum, weight, samples, last)
+
+    def _show(self, output: Any, piece: Any, start: int, samples: int) -> None:
+        """Let metrics look at a micro-batch, once however often the window is made."""
+        if self.watch is not None and self._loss.shows_output and start >= self.watched:
+            shown = tree.map_tensors(Tensor.detach, self._loss.shown(output))
+            self.watch(shown, *targets_of(piece))
+            self.watched = start + samples
 
     def _begin(self, piece: Any, start: int, samples: int) -> Any:
         """The micro-batch on the model's device, and what has to be done before it runs."""
@@ -238,7 +243,9 @@ class Passes:
                 counts = number not in encoded
                 encoded.add(number)
                 with self._autocast(), self.norms.forward(counts):
-                    return self._coupled.forward(self.model, piece)
+                    found = self._coupled.forward(self.model, piece)
+                self._show(found, piece, start, samples)
+                return found
 
             passes = TwoPasses([samples for _, samples, *_ in window], encode, self._of_whole)
             passes.run(self.model, self._processes, self._accumulator)
