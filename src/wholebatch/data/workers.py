@@ -60,7 +60,7 @@ class Workers:
             held.loader = _loader(self._fetch, self.count, held.order, on_gpu)
         assert held.order is not None
         held.order.plan = plan
-        with _without_advice():
+        with _without_advice(), _signals_held():
             made = iter(held.loader)
         held.iterator = made
         ahead = Ahead(made, device) if device is not None and on_gpu else None
@@ -181,11 +181,29 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """What comes meanwhile is delivered afterwards: to a worker, not before it knows what to ignore."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ignored())
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _begin_worker(number: int) -> None:
     """Signals that are sent to a whole group of processes are the first one's affair: it ends its workers itself."""
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    for ignored in _ignored():
+        signal.signal(ignored, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ignored())
+
+
+def _ignored() -> list[signal.Signals]:
+    return [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 
 
 def _close(held: _Held) -> None:

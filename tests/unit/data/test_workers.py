@@ -230,7 +230,7 @@ def test_a_worker_that_dies_is_told_of():
 def test_signals_to_the_whole_group_are_the_first_processs_affair():
     with BatchLoader(Rows(), 5, workers=2) as loader:
         batches = iter(loader)
-        next(batches)
+        next(batches)  # one worker is under way; the other one may still be starting
         for child in multiprocessing.active_children():
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
                 os.kill(child.pid, number)
