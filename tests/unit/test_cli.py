@@ -164,7 +164,7 @@ MISTAKES = [
     (["train", "batch-size"], "write batch_size=value\n"),
     (["train", "digit"], "there is no recipe 'digit'; did you mean 'digits'?\n"),
     (["train", "imagenat"], "there is no recipe 'imagenat'; did you mean 'imagenet'?\n"),
-    (["train", "zzz"], "there is no recipe 'zzz'; recipes: cifar10, cifar100, digits, fashion_mnist, "),
+    (["train", "zzz"], "there is no recipe 'zzz'; recipes: cifar10, cifar100, contrastive, digits, fashion_mnist, "),
     (["train", "my.yaml"], "write -c my.yaml\n"),
     (["train", "digits", "lr"], "'lr' has no value; write lr=value\n"),
     (["train", "digits", "digits"], "settings are written key=value\n"),

@@ -22,6 +22,7 @@ class Contrastive(nn.Module):
         width: channels of the first convolution, a multiple of 4.
         features: length of the encoder's output.
         projection: length of the projection.
+        dropout: rate in the encoder.
 
     Shapes:
         (samples, in_channels, image_size, image_size) to (samples, num_classes).
@@ -35,9 +36,10 @@ class Contrastive(nn.Module):
         width: int = 20,
         features: int = 128,
         projection: int = 32,
+        dropout: float = 0.2,
     ) -> None:
         super().__init__()
-        self.encoder = SmallCNN(features, in_channels, image_size, width)
+        self.encoder = SmallCNN(features, in_channels, image_size, width, dropout)
         self.projection = nn.Sequential(nn.ReLU(), nn.Linear(features, projection))
         self.probe = nn.Linear(features, num_classes)
 

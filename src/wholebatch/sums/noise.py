@@ -153,7 +153,10 @@ class NoiseScale:
         """
         found, interval = self.value, self.interval
         if self.windows and not self.measured:
-            return "gradient noise scale: not measured (it takes several micro-batches, or several processes)"
+            return (
+                "gradient noise scale: not measured (it takes several micro-batches or processes, and a loss that adds "
+                "up over samples)"
+            )
         if found is None or interval is None:
             return "gradient noise scale: not known yet (too few steps, or too much noise for an estimate)"
         low, high = (_rounded(end) for end in interval)

@@ -96,7 +96,7 @@ def test_without_augmentation_there_is_only_what_the_data_set_does():
 WRONG_NAMES = [
     ("data=digit", "data.name=digit: there is no such data set; did you mean 'digits'?"),
     ("model=lenett", "did you mean 'lenet'?"),
-    ("model=xyz", "choose from lenet"),
+    ("model=xyz", "choose from contrastive, lenet"),
     ("model.widht=3", "did you mean 'width'?"),
     ("model.num_classes=3", "small_cnn does not take it"),
     ("optimizer=adamm", "did you mean 'adam'?"),

@@ -7,7 +7,7 @@ from wholebatch.models.attention import Attention
 from wholebatch.models.norm import NORMS, norm_layer
 from wholebatch.models.resnet import Block
 
-SMALL = {"small_cnn": (1, 8, 8), "mlp": (1, 8, 8)}  # the others take 3 x 32 x 32
+SMALL = {"small_cnn": (1, 8, 8), "mlp": (1, 8, 8), "contrastive": (1, 8, 8)}  # the others take 3 x 32 x 32
 RESNETS = ["resnet9", "resnet18", "resnet20", "resnet56"]
 
 
@@ -126,7 +126,7 @@ def test_dropout_where_asked_for():
 @pytest.mark.parametrize("name", list(MODELS))
 def test_samples_do_not_touch_each_other(name):
     """In training mode, without dropout, each sample's output is the one it has alone."""
-    options = {"dropout": 0.0} if name in ("small_cnn", "mlp") else {}
+    options = {"dropout": 0.0} if name in SMALL else {}
     model = made(name, **options).double().train()
     for parameter in model.parameters():  # a layer that begins at 0 would hide what is before it
         if not parameter.any():

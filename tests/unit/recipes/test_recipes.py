@@ -22,7 +22,7 @@ from wholebatch.core.errors import ConfigError, DataError, PromiseWarning
 from wholebatch.data import ImageNetValidation, Select
 from wholebatch.trained import evaluation, opening
 
-NAMES = ("cifar10", "cifar100", "digits", "fashion_mnist", "folder", "imagenet")
+NAMES = ("cifar10", "cifar100", "contrastive", "digits", "fashion_mnist", "folder", "imagenet")
 PRESETS = [(name, preset) for name, preset in (("cifar10", "tutorial"), ("cifar10", "gpu"))]
 SAMPLES = 16
 
@@ -143,7 +143,7 @@ def preset_file(recipe, preset):
     return Path(str(files("wholebatch").joinpath("recipes", recipe, "presets", f"{preset}.yaml")))
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "digits"])
+@pytest.mark.parametrize("name", [name for name in NAMES if name in TINY])
 def test_two_steps_on_tiny_data_in_the_real_layout(name, tmp_path):
     stream = io.StringIO()
     by_batch = (
