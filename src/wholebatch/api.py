@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -213,11 +214,12 @@ def train(
         found = _fitted(step, loader, where)
         if isinstance(tested, BatchLoader) and tested is not eval_data and found is not None:
             tested.take_at_most(found)
+        at_once = found if micro_batch == "auto" else int(micro_batch)
         return loop.train(
             step,
             loader,
-            shape,
-            micro_batch=found if micro_batch == "auto" else int(micro_batch),
+            replace(shape, micro_batch=at_once),
+            micro_batch=at_once,
             device=where,
             metrics=Metrics(copy.deepcopy(metrics), _ignored(loss)),
             evaluate=test,

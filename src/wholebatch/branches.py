@@ -156,6 +156,7 @@ def _continue(
         parts.optimizer,
         parts.loss,
         micro_batch=micro,
+        micro_batch_tokens=settings.micro_batch_tokens,
         clip_norm=settings.clip_norm,
         precision=settings.precision,
         seed=settings.seed,

@@ -85,6 +85,7 @@ def _train(
         schedule=parts.schedule,
         schedule_unit=settings.schedule_unit,
         micro_batch=settings.resolved_micro_batch(),
+        micro_batch_tokens=settings.micro_batch_tokens,
         bitwise=settings.bitwise,
         precision=settings.precision,
         recompute=settings.recompute,
@@ -174,21 +175,22 @@ def _promise(settings: Config, parts: Parts, last: loop.LastStep) -> str:
         return "the last step was made before the run went on here, so it is not made once more"
     before, _ = settings.sizes().cuts(settings.epochs - 1, len(parts.train_data))[-1]
     samples = len(parts.train_data) - before
-    size = settings.resolved_micro_batch()
-    micro = samples if size == "auto" else min(int(size), samples)
-    other = loop.other_micro_batch(samples, micro)
+    micro = min(last.micro_batch or samples, samples)
+    other: int | None = loop.other_micro_batch(samples, micro)
     if other is None:
         return "the last step had one sample, so it cannot be made once more in other micro-batches"
+    how = f"in micro-batches of {other} instead of {micro}"
+    options = {"precision": settings.precision, "clip_norm": settings.clip_norm, "seed": settings.seed}
+    if settings.micro_batch_tokens is not None:
+        tokens = max(1, round(0.4 * settings.micro_batch_tokens))
+        options["micro_batch_tokens"], other = tokens, None
+        how = f"in micro-batches of {tokens} tokens instead of {settings.micro_batch_tokens}"
     loader = _train_loader(settings, parts)
     loader.load_state_dict({**loader.state_dict(), "epoch": settings.epochs - 1, "consumed": before})
-    options = {"precision": settings.precision, "clip_norm": settings.clip_norm, "seed": settings.seed}
     try:
         difference = last.difference(loader, parts.loss, other, quiet=micro < samples, **options)
     except InputError as error:
-        return f"the last step cannot be made once more in micro-batches of {other} instead of {micro}: {error}"
+        return f"the last step cannot be made once more {how}: {error}"
     if difference is None:
         return "the last step changed nothing, so there is nothing to compare"
-    return (
-        f"the last step made once more, in micro-batches of {other} instead of {micro}: "
-        f"its gradient differs by {difference:.1e} of its norm"
-    )
+    return f"the last step made once more, {how}: its gradient differs by {difference:.1e} of its norm"

@@ -39,6 +39,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "batch_size": (lambda v: type(v) is int and _at_least_1(v), f"{_COUNT}, or a mapping such as {{0: 128, 10: 256}}"),
     "micro_batch": (lambda v: v == "auto" or (isinstance(v, int) and _at_least_1(v)), f"auto, or {_COUNT}"),
     "accumulation_steps": (_at_least_1, f"null, or {_COUNT}"),
+    "micro_batch_tokens": (_at_least_1, f"null, or {_COUNT}"),
     "epochs": (_at_least_1, _COUNT),
     "seed": (lambda v: 0 <= v < 2**63, "a whole number from 0 to 2^63 - 1"),
     "lr": (lambda v: v > 0, "a number above 0"),

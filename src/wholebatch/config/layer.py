@@ -2,7 +2,7 @@
 
 Two rules go beyond "the later one wins". A layer that names another model (optimizer, schedule, …)
 drops what earlier layers said about the old one, whose arguments mean nothing to the new. And
-``micro_batch`` and ``accumulation_steps`` say the same thing twice, so the later layer's word counts.
+``micro_batch``, ``accumulation_steps`` and ``micro_batch_tokens`` say the same, so the later layer's word counts.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ _NOTHING: dict[str, dict[str, Any]] = {
     "schedule": {"shape": "constant"},
     "data.augment": dataclasses.asdict(Augment()),
 }  # what null stands for, where a whole group may be null
+_CUTS = ("micro_batch", "accumulation_steps", "micro_batch_tokens")
 _ELSEWHERE = {"optimizer.lr": "lr", "schedule.base_lr": "lr", "schedule.lr": "lr", "schedule.unit": "schedule_unit"}
 
 
@@ -117,19 +118,17 @@ def stack(layers: Iterable[Mapping[str, Any]], source: Iterable[str]) -> dict[st
     """Return what normalised ``layers`` say together, the later ones overriding; ``source`` names each.
 
     Raises:
-        ConfigError: one layer gives both ``micro_batch`` and ``accumulation_steps``.
+        ConfigError: one layer gives two of ``micro_batch``, ``accumulation_steps`` and ``micro_batch_tokens``.
     """
     result: dict[str, Any] = {}
     for layer, name in zip(layers, source, strict=True):
-        cuts = layer.get("micro_batch", "auto") not in ("auto", None)
-        passes = layer.get("accumulation_steps") is not None
-        if cuts and passes:
-            raise ConfigError(
-                f"{name}: micro_batch={layer['micro_batch']} and accumulation_steps={layer['accumulation_steps']} "
-                "both say how a batch is cut; give one of them"
-            )
-        if cuts or passes:
-            result.pop("accumulation_steps" if cuts else "micro_batch", None)
+        cuts = [key for key in _CUTS if layer.get(key) not in ("auto", None)]
+        if len(cuts) > 1:
+            said = " and ".join(f"{key}={layer[key]}" for key in cuts[:2])
+            raise ConfigError(f"{name}: {said} both say how a batch is cut; give one of them")
+        if cuts:
+            for key in _CUTS:
+                result.pop(key, None)
         for group, named_by in NAMED_BY.items():
             if named_by in layer.get(group, {}) and layer[group][named_by] != _name(result, group):
                 result.pop(group, None)

@@ -157,6 +157,8 @@ class Config:
     """samples of one forward and backward pass, or auto; the result does not depend on it"""
     accumulation_steps: int | None = None
     """in place of micro_batch: passes per step (batch_size / N, rounded up)"""
+    micro_batch_tokens: int | None = None
+    """in place of micro_batch: tokens of one pass, for text of uneven length"""
     epochs: int = 10
     """passes over the training data"""
     seed: int = 0

@@ -30,6 +30,7 @@ class RunShape:
     run_dir: Path | Url | None = None
     evaluates: bool = False  # every epoch's "train" record is followed by a "test" record
     steps_by_epoch: tuple[int, ...] | None = None  # where epochs differ, and ``steps_per_epoch`` is None
+    micro_batch: int | None = None  # the largest, in samples; all of a batch at once, or cut by tokens, where None
 
     @property
     def steps(self) -> int | None:

@@ -32,6 +32,8 @@ class LastStep(Observer):
         self._model = model
         self._steps = self._made = 0
         self._before: nn.Module | None = None
+        self.micro_batch: int | None = None
+        """That of training, in samples; None where a batch was not cut, or by tokens."""
 
     def goes_on_after(self, steps: int) -> None:
         """So many steps were made before the run went on here."""
@@ -45,7 +47,7 @@ class LastStep(Observer):
     def start(self, run: RunShape) -> None:
         """Learn how many steps there will be."""
         assert run.steps is not None
-        self._steps = run.steps
+        self._steps, self.micro_batch = run.steps, run.micro_batch
         self._before = None
         self._keep(made=self._made)
 
@@ -63,7 +65,9 @@ class LastStep(Observer):
         for parameter, gradient in zip(self._model.parameters(), gradients, strict=True):
             parameter.grad = gradient
 
-    def difference(self, loader: BatchLoader, loss: Any, micro_batch: int, quiet: bool, **options: Any) -> float | None:
+    def difference(
+        self, loader: BatchLoader, loss: Any, micro_batch: int | None, quiet: bool, **options: Any
+    ) -> float | None:
         """Return the largest difference between the two gradients, relative to the gradient's norm.
 
         None where the last step changed nothing, having no gradient.
@@ -71,9 +75,9 @@ class LastStep(Observer):
         Args:
             loader: stands before the last batch.
             loss: the loss.
-            micro_batch: another one than in training.
+            micro_batch: another one than in training; None where ``options`` have ``micro_batch_tokens``.
             quiet: leave out what training said already: why the result depends on the micro-batch.
-            options: of :class:`wholebatch.step.Step`: precision, clip_norm, seed.
+            options: of :class:`wholebatch.step.Step`: precision, clip_norm, seed, micro_batch_tokens.
         """
         assert self._before is not None, "the run did not come to its last step"
         model = self._before
@@ -83,7 +87,12 @@ class LastStep(Observer):
             if quiet:
                 warnings.simplefilter("ignore", PromiseWarning)
             step = Step(
-                model, SGD(model.parameters(), lr=0.0), loss, micro_batch=micro_batch, nonfinite="allow", **options
+                model,
+                SGD(model.parameters(), lr=0.0),
+                loss,
+                micro_batch=micro_batch or "auto",
+                nonfinite="allow",
+                **options,
             )
             window = next(iter(loader.windows(micro_batch, device, step.align)))
             for _ in range(_SCALES):

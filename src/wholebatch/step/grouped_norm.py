@@ -43,9 +43,12 @@ class Moments:
 
     def move(self, layer: GroupedNorm) -> None:
         """Fold the means into the running statistics of ``layer``; without samples these stay as they are."""
+        if self.sums[0, 0]:
+            self.move_at_once(layer)
+
+    def move_at_once(self, layer: GroupedNorm) -> None:
+        """Likewise, where it is known that there are samples: the host reads nothing."""
         weight, mean, variance = self.sums
-        if not weight[0]:
-            return
         count, running = layer.num_batches_tracked, (layer.running_mean, layer.running_var)
         assert count is not None
         with torch.no_grad():
@@ -80,8 +83,8 @@ class GroupedNorm(_BatchNorm):
         if place is None:
             moments = Moments(self) if self.moves else None
             output = self._in_groups(input, len(input), moments, None)
-            if moments is not None:
-                moments.move(self)
+            if moments is not None and len(input):
+                moments.move_at_once(self)
             return output
         moments = place.moments(self)
         if self.group is None and place.meeting is not None:

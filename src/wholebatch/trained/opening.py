@@ -19,6 +19,8 @@ from wholebatch.core.url import Url
 from wholebatch.data import BatchLoader, Compose
 from wholebatch.trained.inputs import NAME, Inputs, inputs_of
 
+_AT_ONCE = 512  # samples
+
 
 @dataclass(frozen=True)
 class Opened:
@@ -76,9 +78,9 @@ def fill(model: nn.Module, folder: Path | Url, settings: Config) -> None:
 
 
 def evaluation_loader(settings: Config, parts: Parts) -> BatchLoader:
-    """Return the test data, as many at once as training has."""
+    """Return the test data, as many at once as training has; without gradients a few hundred are no matter."""
     size = settings.resolved_micro_batch()
-    at_once = settings.sizes().first if size == "auto" else int(size)
+    at_once = min(settings.sizes().first, _AT_ONCE) if size == "auto" else int(size)
     transform = parts.test_transform or Compose()
     return BatchLoader(parts.test_data, at_once, shuffle=False, transform=transform, workers=settings.workers)
 

@@ -221,3 +221,12 @@ def test_recomputed_layers_give_the_same_step() -> None:
         found.append([p.grad for p in model.parameters()])
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=0)
+
+
+def test_grouped_batch_norm_is_planned():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.LazyLinear(4))
+    batch = torch.randn(8, 3, 12, 12), torch.arange(8) % 4
+    model(batch[0])
+    plain = wb.plan(model, batch, loss=nn.CrossEntropyLoss())
+    grouped = wb.plan(wb.convert_batchnorm(model, group=2), batch, loss=nn.CrossEntropyLoss())
+    assert grouped.activations_per_sample >= plain.activations_per_sample
