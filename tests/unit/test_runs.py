@@ -175,10 +175,10 @@ SAMPLES = len(wb.data.digits("train"))
 @pytest.mark.parametrize(
     ("words", "micro"),
     [
-        (["epochs=1", "batch_size=2000", "micro_batch=auto", "schedule.warmup_steps=0"], SAMPLES),  # a single step
+        (["epochs=1", "batch_size=2000", "micro_batch=1999", "schedule.warmup_steps=0"], SAMPLES),  # a single step
         (["epochs=2", "batch_size=1000"], 128),
         (["epochs=1", "batch_size=700"], SAMPLES % 700),
-        (["epochs=1", "batch_size=700", "micro_batch=auto"], SAMPLES % 700),
+        (["epochs=1", "batch_size=700", "micro_batch=699"], SAMPLES % 700),
         (["accumulation_steps=4", "micro_batch=auto"], 128),
     ],
 )
@@ -186,6 +186,14 @@ def test_the_promise_names_what_really_was_cut(in_tmp, words, micro):
     found = promise(train(*words)[1][-2])
     assert found[:2] == (round(0.4 * micro), micro)
     assert 0 < found[2] < 1e-5
+
+
+def test_the_promise_names_what_auto_came_to(in_tmp):
+    words = ["epochs=1", "batch_size=2000", "micro_batch=auto", "schedule.warmup_steps=0"]
+    other, micro, difference = promise(train(*words)[1][-2])
+    assert other == round(0.4 * micro)
+    assert 1 <= micro <= SAMPLES
+    assert 0 < difference < 1e-5
 
 
 def test_the_promise_under_autocast_is_that_of_its_precision(in_tmp):
