@@ -1,4 +1,4 @@
-"""A short name of a model's bits: two models have the same one if all bits of their weights and buffers are the same."""
+"""A short name of a model's bits: the same one for two models if all bits of their weights and buffers are the same."""
 
 from __future__ import annotations
 
