@@ -113,7 +113,7 @@ WRONG_SETTINGS = [
     ("clip_norm=0", "clip_norm=0.0: expected null, or a number above 0"),
     ("precision=fp8", "expected fp32 or tf32 or bf16 or fp16 or bf16-true"),
     ("schedule_unit=steps", "did you mean 'step'?"),
-    ("bitwise=true", "not available"),
+    ("bitwise=true micro_batch=auto".split(), "bitwise=true needs the number"),
     ("bitwise=maybe", "bitwise=maybe"),
     ("device=gpu", "device=gpu: expected auto, cpu"),
     ("log_every=0", "log_every=0"),
