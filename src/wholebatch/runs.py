@@ -175,8 +175,8 @@ def _promise(settings: Config, parts: Parts, last: loop.LastStep) -> str:
     """One line: the last step made once more with another micro-batch, on this machine."""
     if settings.bitwise:
         return (
-            f"bitwise: the same bits on any number of processes, with micro_batch={settings.resolved_micro_batch()} and "
-            f"threads={settings.threads or 1}"
+            "bitwise: the same bits on any number of processes, with "
+            f"micro_batch={settings.resolved_micro_batch()} and threads={settings.threads or 1}"
         )
     if not last.kept:
         return "the last step was made before the run went on here, so it is not made once more"

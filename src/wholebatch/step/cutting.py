@@ -43,11 +43,11 @@ class Cutting:
         samples = tree.count(batch, self._axis)
         return self._loss.ahead(batch) if self._axis == 0 else None, samples, self._pieces(batch, samples, 0)
 
-    def listed(self, window: MicroBatches, met: Callable[[Any], None]) -> MicroBatches:
+    def listed(self, window: MicroBatches) -> MicroBatches:
         """Return a window that can be used again and knows its samples: this one, or one that keeps its pieces."""
         if window.again and window.samples is not None:
             return window
-        pieces = list(self._outside(window, met))
+        pieces = list(window)
         counts = [tree.count(self._loss.cuttable(p) if self._axis == 0 else p, self._axis) for p in pieces]
         if window.samples is not None and sum(counts) != window.samples:
             raise BatchError(f"MicroBatches(samples={window.samples}) gave {sum(counts)} samples")

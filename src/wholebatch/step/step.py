@@ -276,7 +276,7 @@ class Step:
 
     def _listed(self, window: MicroBatches) -> MicroBatches:
         """The window as one that can be made again."""
-        listed, error = self._attempt(lambda: self._cutting.listed(window, lambda piece: None))
+        listed, error = self._attempt(lambda: self._cutting.listed(window))
         if error is not None:
             return MicroBatches(_Broken(error), 0)
         assert isinstance(listed, MicroBatches)
