@@ -36,6 +36,7 @@ from wholebatch.step import Step
 from wholebatch.step.costs import Cost
 from wholebatch.step.gradient import check_model, check_optimizer
 from wholebatch.step.losses import FunctionLoss, bind
+from wholebatch.step.pinned import pinned
 from wholebatch.step.recompute import recomputed
 
 _BATCH_SIZE = 512
@@ -80,6 +81,7 @@ def train(
     observers: Sequence[Observer] = (),
     display: bool = True,
     workers: int = 0,
+    threads: int | None = None,
 ) -> History:
     """Train ``model`` and return the history.
 
@@ -136,7 +138,10 @@ def train(
         parallel: how processes share the work, which changes the speed alone: "auto", "flat" (gradients are summed
             after backward), "ddp" (by DistributedDataParallel, during the last backward), or a mapping of ``engine``
             (one of these) and ``data`` (how many processes there have to be, or "auto").
-        bitwise: not available in this version.
+        bitwise: every bit of the weights, the losses and the counts is a function of code, data, seed, ``batch_size``
+            and ``micro_batch``, which has to be a number, on any number of processes (:class:`Step`). Evaluation cuts by
+            position, too. Torch runs on ``threads`` threads meanwhile, with deterministic kernels.
+        threads: of torch in bitwise mode: 1, if None.
 
     Raises:
         InputError, InputTypeError: what was given cannot be used; the message says what can.
@@ -152,7 +157,6 @@ def train(
     >>> history.last("train")["step"]
     6
     """
-    _refuse_later(bitwise=bitwise)
     every, limit = _when(run_dir, checkpoint_every, time_limit, resume)
     _check_counts(epochs=epochs, log_every=log_every, accumulation_steps=accumulation_steps)
     if schedule_unit not in ("step", "epoch"):
@@ -164,7 +168,7 @@ def train(
     micro_batch = _micro_batch(micro_batch, accumulation_steps, loader.batch_size)
     where = device_for(device, model)
     model.to(where)
-    engine = parallel_processes.engine(parallel, model)
+    engine = parallel_processes.engine("flat" if bitwise and parallel in (None, "auto") else parallel, model)
     made = optimizer if isinstance(optimizer, Optimizer) or not callable(optimizer) else optimizer(model.parameters())
     attached = _attached(schedule, made)
     step = Step(
@@ -179,12 +183,16 @@ def train(
         seed=seed,
         schedule=None if schedule_unit == "epoch" else attached,
         engine=engine,
+        bitwise=bitwise,
+        threads=threads,
     )
     at_once = loader.batch_size if micro_batch == "auto" else int(micro_batch)
     at_once = min(processes.exchange(at_once or 0)) or None  # evaluation cuts alike everywhere; training need not
+    at_once = at_once * processes.size if bitwise and at_once else at_once  # one micro-batch for each process
     tested = None if eval_data is None else _evaluation_loader(eval_data, at_once, workers)
     own, named = copy.deepcopy(metrics), (inputs, targets)
-    test = None if tested is None else _evaluation(model, tested, loss, own, where, *named)
+    cut = int(micro_batch) if bitwise else None
+    test = None if tested is None else _evaluation(model, tested, loss, own, where, *named, cut)
     kept_somewhere = run_dir is not None or resume is not False
     shared = kept_somewhere or processes.size > 1
     facts = loop.facts_of(step, loader, loss, schedule, schedule_unit) if shared else {}
@@ -203,6 +211,7 @@ def train(
     shown = choose(sys.stdout) if display and processes.rank == 0 else Observer()  # one process prints and writes
     say = shown.message if display else None
     with (
+        pinned(step.threads, precision) if bitwise else nullcontext(),
         closing(loader),
         closing(tested or loader),
         nullcontext() if recompute is None else recomputed(model, recompute),
@@ -305,12 +314,13 @@ def _evaluation(
     device: torch.device,
     inputs: Any,
     targets: Any,
+    micro_batch: int | None = None,
 ) -> Callable[[], dict[str, float]]:
     call, kept = None if loss is None else bind(loss), Metrics(metrics, _ignored(loss))
 
     def run() -> dict[str, float]:
         with _selecting(loader, loss, inputs, targets):
-            return loop.evaluate(model, loader, kept, call, device)
+            return loop.evaluate(model, loader, kept, call, device, micro_batch)
 
     return run
 
@@ -464,9 +474,3 @@ def _check_counts(**counts: int | None) -> None:
     for name, value in counts.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise ConfigError(f"{name}={value!r}; expected a whole number, 1 or more")
-
-
-def _refuse_later(**options: Any) -> None:
-    for name, value in options.items():
-        if value not in (False, None):
-            raise InputError(f"{name}={value!r} is not available in this version; leave it out")

@@ -21,6 +21,7 @@ from wholebatch.core.record import History, Observer
 from wholebatch.core.url import Url, location
 from wholebatch.data import BatchLoader, Compose
 from wholebatch.display import RunFolder, choose
+from wholebatch.step.pinned import pinned
 from wholebatch.trained.inputs import NAME, inputs_of
 from wholebatch.trained.opening import evaluation_loader
 
@@ -46,7 +47,8 @@ def train_recipe(
         goes_on = resume is not None or (first and taken_by_earlier_world(folder))
         if first:
             RunFolder(folder, resume=goes_on).check()
-        parts = build(settings)
+        with pinned(settings.threads or 1, settings.precision) if settings.bitwise else nullcontext():
+            parts = build(settings)
         settings = _as_built(settings, parts)
         texts = {"config.yaml": config.to_yaml(settings)}
         with suppress(DataError):  # no images; the model can be used with such data alone
@@ -87,6 +89,7 @@ def _train(
         micro_batch=settings.resolved_micro_batch(),
         micro_batch_tokens=settings.micro_batch_tokens,
         bitwise=settings.bitwise,
+        threads=settings.threads,
         precision=settings.precision,
         recompute=settings.recompute,
         clip_norm=settings.clip_norm,
@@ -171,6 +174,11 @@ def _unwritable(folder: Path, reason: str) -> RunFolderError:
 
 def _promise(settings: Config, parts: Parts, last: loop.LastStep) -> str:
     """One line: the last step made once more with another micro-batch, on this machine."""
+    if settings.bitwise:
+        return (
+            "bitwise: the same bits on any number of processes, with "
+            f"micro_batch={settings.resolved_micro_batch()} and threads={settings.threads or 1}"
+        )
     if not last.kept:
         return "the last step was made before the run went on here, so it is not made once more"
     before, _ = settings.sizes().cuts(settings.epochs - 1, len(parts.train_data))[-1]

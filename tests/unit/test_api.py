@@ -70,7 +70,7 @@ WRONG = {
         "belongs to another optimizer",
     ),
     "a model that is none": ({"model": len}, "model is a builtin_function_or_method"),
-    "bitwise": ({"bitwise": True}, "bitwise=True is not available"),
+    "bitwise": ({"bitwise": True}, "bitwise=True with micro_batch='auto'"),
     "resume": ({"resume": "nowhere"}, "there is no good checkpoint"),
     "checkpoint_every": ({"checkpoint_every": "often"}, "checkpoint_every='often'"),
     "time_limit": ({"time_limit": 0}, "time_limit=0: expected a time above 0"),

@@ -45,7 +45,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "lr": (lambda v: v > 0, "a number above 0"),
     "clip_norm": (lambda v: v is None or v > 0, "null, or a number above 0"),
     "channels_last": (lambda v: v == "auto" or isinstance(v, bool), "true, false or auto"),
-    "bitwise": (lambda v: not v, "false: bitwise mode is not available in this version"),
+    "threads": (_at_least_1, f"null, or {_COUNT}"),
     "device": (
         lambda v: re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:\d+)?", v) is not None,
         "auto, cpu, cuda, cuda:<number>, mps, or xpu",
@@ -119,6 +119,13 @@ def check(config: Config) -> None:
                 f"{key}={inline(value)}: expected {' or '.join(_CHOICES[key])}{nearest(value, _CHOICES[key])}"
             )
     _check_normalize(config.data.normalize)
+    if config.bitwise and config.micro_batch == "auto" and config.accumulation_steps is None:
+        raise ConfigError(
+            "bitwise=true needs the number of samples of a micro-batch, which is part of what the bits "
+            "follow from; say micro_batch=32, for example"
+        )
+    if config.threads is not None and not config.bitwise:
+        raise ConfigError(f"threads={config.threads} belongs to bitwise=true; otherwise set OMP_NUM_THREADS")
     sizes = config.sizes()
     if sizes.largest is None or sizes.largest > _LARGEST:
         raise ConfigError(f"batch_size={inline(config.batch_size)}: expected {_RULES['batch_size'][1]}")

@@ -177,6 +177,8 @@ class Config:
     """layers that run again in backward, such as layers.*, which saves memory; null: none"""
     bitwise: bool = False
     """same bits on any number of processes (needs a micro_batch)"""
+    threads: int | None = None
+    """of torch in bitwise mode, whose bits depend on them; null: 1"""
     workers: int = 0
     """processes that read and decode images ahead of time; data in memory need none"""
     device: str = "auto"

@@ -11,7 +11,7 @@ from wholebatch.core.errors import BatchError
 def _bounds(samples: int, micro_batch: int, avoid_single: bool, align: int) -> tuple[tuple[int, int], ...]:
     starts = list(range(0, samples, micro_batch))
     if align > 1:
-        if len(starts) > 1 and samples - starts[-1] == 1:
+        if avoid_single and len(starts) > 1 and samples - starts[-1] == 1:
             starts.pop()
     elif avoid_single and micro_batch > 1 and len(starts) > 1 and samples - starts[-1] == 1:
         if micro_batch == 2:
@@ -29,7 +29,7 @@ def bounds(samples: int, micro_batch: int, avoid_single: bool = True, align: int
     balanced instead, or, where ``micro_batch`` is 2, the one joins its neighbour (which then holds 3).
 
     ``align`` is the size of the groups that a grouped batch norm normalises together: every cut is at a multiple of
-    it, and a rest of one joins the micro-batch before it.
+    it, and a rest of one joins the micro-batch before it (with ``avoid_single``).
 
     Raises:
         ValueError: ``samples`` is negative or ``micro_batch`` is below 1.
@@ -49,10 +49,10 @@ def bounds(samples: int, micro_batch: int, avoid_single: bool = True, align: int
     return list(_bounds(samples, micro_batch, avoid_single, align))
 
 
-def parts(samples: int, rank: int, size: int, align: int = 1) -> tuple[int, int]:
+def parts(samples: int, rank: int, size: int, align: int = 1, rest_of_one: bool = False) -> tuple[int, int]:
     """Return the (start, stop) of a process's part of a whole batch: contiguous, in rank order, as even as can be.
 
-    With ``align`` the parts are cut at its multiples, where a rest of one is not cut off.
+    With ``align`` the parts are cut at its multiples, where a rest of one is not cut off but with ``rest_of_one``.
 
     >>> [parts(64, rank, 3) for rank in range(3)]
     [(0, 21), (21, 42), (42, 64)]
@@ -61,7 +61,7 @@ def parts(samples: int, rank: int, size: int, align: int = 1) -> tuple[int, int]
     """
     if align == 1:
         return samples * rank // size, samples * (rank + 1) // size
-    groups = max(1, samples // align + (samples % align > 1)) if samples else 0
+    groups = max(1, samples // align + (samples % align > (not rest_of_one))) if samples else 0
     start, stop = (groups * number // size for number in (rank, rank + 1))
     return min(start * align, samples), samples if stop == groups else stop * align
 

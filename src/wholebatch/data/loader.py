@@ -148,7 +148,11 @@ class BatchLoader:
         return (window.whole() for window in self.windows())
 
     def windows(
-        self, micro_batch: int | None = None, device: torch.device | str | None = None, align: int | None = None
+        self,
+        micro_batch: int | None = None,
+        device: torch.device | str | None = None,
+        align: int | None = None,
+        rest_of_one: bool = False,
     ) -> Iterator[Window]:
         """Iterate as ``for batch in loader`` does, but give each batch as a :class:`Window` of micro-batches.
 
@@ -156,15 +160,19 @@ class BatchLoader:
             micro_batch: samples that one forward sees, or None for all.
             device: where micro-batches go before they are transformed; None leaves them where the data are.
             align: in place of the loader's own.
+            rest_of_one: a last micro-batch, or a process's part, may be one sample that is left, as bitwise mode cuts;
+                otherwise one is spared.
         """
         size = None if micro_batch is None else positive("micro_batch", micro_batch)
-        return self._windows(size, device, self.align if align is None else positive("align", align))
+        return self._windows(size, device, self.align if align is None else positive("align", align), rest_of_one)
 
-    def _windows(self, micro_batch: int | None, device: torch.device | str | None, align: int) -> Iterator[Window]:
+    def _windows(
+        self, micro_batch: int | None, device: torch.device | str | None, align: int, rest_of_one: bool
+    ) -> Iterator[Window]:
         epoch = self._epoch
         order = epoch_order(self.samples, self.seed, epoch) if self.shuffle else torch.arange(self.samples)
         finish = finisher(self.transform, self.seed, epoch, device)
-        ready = self._begin(order, micro_batch, device, align)
+        ready = self._begin(order, micro_batch, device, align, rest_of_one)
         ended = False
         try:
             while self._epoch == epoch and (cut := self._next_cut()) is not None:
@@ -172,7 +180,7 @@ class BatchLoader:
                 whole = order[slice(*cut)]
                 self._latest = self.sizes.at(epoch, begin, self.samples)
                 self._consumed += whole.shape[0]
-                yield self._window(whole, epoch, begin, micro_batch, finish, ready, align)
+                yield self._window(whole, epoch, begin, micro_batch, finish, ready, align, rest_of_one)
             ended = True
         finally:
             if not ended:
@@ -189,16 +197,18 @@ class BatchLoader:
         finish: Callable[[Any, Tensor], Any] | None,
         ready: Ready | None,
         align: int,
+        rest_of_one: bool = False,
     ) -> Window:
         """This process's part of the whole batch of these samples, which begins at ``begin`` in the epoch."""
-        first, stop = parts(whole.shape[0], self._processes.rank, self._processes.size, align)
+        first, stop = parts(whole.shape[0], self._processes.rank, self._processes.size, align, rest_of_one)
+        cut = {"position": first, "align": align, "rest_of_one": rest_of_one}
         indices = whole[first:stop]
         if self.mix is None:
             gather = partial(self._gather, indices, epoch, begin, ready)
-            return Window(gather, indices, epoch, micro_batch, self._at_once, finish, first, align)
+            return Window(gather, indices, epoch, micro_batch, self._at_once, finish, **cut)
         plan = self.mix.plan(whole, seed=self.seed, epoch=epoch, place=begin).part(first, stop)
         mixed = self.mix.gathering(indices, plan, partial(self._take, epoch, begin, ready), finish)
-        return Window(mixed, indices, epoch, micro_batch, position=first, align=align)
+        return Window(mixed, indices, epoch, micro_batch, **cut)
 
     def peek(self, samples: int, device: torch.device | str | None = None, align: int | None = None) -> tuple[Any, int]:
         """Return some samples of the first batch of this epoch, and how many of it are this process's.
@@ -234,7 +244,12 @@ class BatchLoader:
             raise
 
     def _begin(
-        self, order: Tensor, micro_batch: int | None, device: torch.device | str | None, align: int
+        self,
+        order: Tensor,
+        micro_batch: int | None,
+        device: torch.device | str | None,
+        align: int,
+        rest_of_one: bool,
     ) -> Ready | None:
         """Let the workers begin with the rest of the epoch."""
         if self._workers is None:
@@ -243,7 +258,7 @@ class BatchLoader:
         cuts = self.sizes.cuts(self._epoch, self.samples, self._consumed, self.drop_last)
         # It must not know this loader, which would keep itself alive by it, and its workers with it.
         mixed = None if self.mix is None else partial(self.mix.plan, seed=self.seed, epoch=self._epoch)
-        plan = partial(_plan, order, self._epoch, cuts, rank, size, micro_batch, mixed, align)
+        plan = partial(_plan, order, self._epoch, cuts, rank, size, micro_batch, mixed, align, rest_of_one)
         return self._workers.begin(plan, None if device is None else torch.device(device))
 
     def _next_cut(self) -> tuple[int, int] | None:
@@ -301,14 +316,16 @@ def _plan(
     micro_batch: int | None,
     mixed: Callable[..., Plan] | None,
     align: int,
+    rest_of_one: bool,
 ) -> Iterator[tuple[Place, Task]]:
     """The micro-batches of an epoch that are a process's, whole batches from and to ``cuts``."""
     for begin, end in cuts:
         whole = order[begin:end]
-        first, last = parts(whole.shape[0], rank, size, align)
+        first, last = parts(whole.shape[0], rank, size, align, rest_of_one)
         indices, samples = whole[first:last], last - first
         plan = None if mixed is None else mixed(whole, place=begin).part(first, last)
-        for start, stop in bounds(samples, micro_batch or max(1, samples), align=align) or [(0, 0)]:
+        cut = bounds(samples, micro_batch or max(1, samples), not rest_of_one, align)
+        for start, stop in cut or [(0, 0)]:
             rows = indices[start:stop]
             if plan is not None:
                 rows = plan.part(start, stop).rows(rows)[0]

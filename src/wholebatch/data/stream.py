@@ -110,27 +110,34 @@ class StreamLoader:
         return (window.whole() for window in self.windows())
 
     def windows(
-        self, micro_batch: int | None = None, device: torch.device | str | None = None, align: int | None = None
+        self,
+        micro_batch: int | None = None,
+        device: torch.device | str | None = None,
+        align: int | None = None,
+        rest_of_one: bool = False,
     ) -> Iterator[Window]:
         """Iterate over an epoch from its beginning; see :meth:`BatchLoader.windows`."""
         size = None if micro_batch is None else positive("micro_batch", micro_batch)
-        return self._windows(size, device, 1 if align is None else positive("align", align))
+        return self._windows(size, device, 1 if align is None else positive("align", align), rest_of_one)
 
-    def _windows(self, micro_batch: int | None, device: torch.device | str | None, align: int) -> Iterator[Window]:
+    def _windows(
+        self, micro_batch: int | None, device: torch.device | str | None, align: int, rest_of_one: bool
+    ) -> Iterator[Window]:
         epoch, seen = self._epoch, 0
         finish = finisher(self.transform, self.seed, epoch, device)
         self._announce(epoch)
         rank, size = self._processes.rank, self._processes.size
         for batch in self._batches():
             samples = _count(batch)
-            first, last = parts(samples, rank, size, align)
+            first, last = parts(samples, rank, size, align, rest_of_one)
 
             def gather(start: int, stop: int, batch: Any = batch, samples: int = samples, first: int = first) -> Any:
                 return batch if stop - start == samples else tree.cut(batch, first + start, first + stop, samples)
 
             indices = torch.arange(seen + first, seen + last)
             seen += samples
-            yield Window(gather, indices, epoch, micro_batch, finish=finish, position=first, align=align)
+            cut = {"position": first, "align": align, "rest_of_one": rest_of_one}
+            yield Window(gather, indices, epoch, micro_batch, finish=finish, **cut)
         if not seen:
             raise DataError(f"the data set is empty: {type(self.dataset).__name__} gave nothing in epoch {epoch}")
         if self._epoch == epoch:

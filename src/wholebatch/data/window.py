@@ -36,6 +36,7 @@ class Window:
         finish: Callable[[Any, Tensor], Any] | None = None,
         position: int = 0,
         align: int = 1,
+        rest_of_one: bool = False,
     ) -> None:
         """Make a window.
 
@@ -48,6 +49,7 @@ class Window:
             finish: moves a micro-batch to its device and transforms it, given the micro-batch and its indices.
             position: see above.
             align: micro-batches are cut at multiples of it (:func:`wholebatch.core.cuts.bounds`).
+            rest_of_one: a last micro-batch may hold one sample.
         """
         self.samples = indices.shape[0]
         self.position = position
@@ -55,6 +57,7 @@ class Window:
         self.epoch = epoch
         self.micro_batch = micro_batch
         self._gather, self._at_once, self._finish, self._align = gather, at_once, finish, align
+        self._rest_of_one = rest_of_one
 
     def __iter__(self) -> Iterator[Any]:
         cuts = self._cuts()
@@ -77,7 +80,8 @@ class Window:
         return len(self._cuts())
 
     def _cuts(self) -> list[tuple[int, int]]:
-        return bounds(self.samples, self.micro_batch or max(1, self.samples), align=self._align)
+        size = self.micro_batch or max(1, self.samples)
+        return bounds(self.samples, size, not self._rest_of_one, self._align)
 
     def __repr__(self) -> str:
         return f"Window({self.samples} samples of epoch {self.epoch} in {len(self)} micro-batches)"

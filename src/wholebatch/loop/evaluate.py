@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
+from wholebatch.core import tree
 from wholebatch.core.errors import DataError, InputError
-from wholebatch.core.processes import current
+from wholebatch.core.processes import Processes, current
 from wholebatch.data import BatchLoader, StreamLoader
 from wholebatch.loop.dtypes import explain
 from wholebatch.loop.metrics import Metrics
@@ -18,14 +19,21 @@ from wholebatch.loop.modes import modes_given_back
 from wholebatch.step.losses import LossCall, call_model, targets_of
 from wholebatch.step.over_processes import raise_together
 from wholebatch.sums import Accumulator
+from wholebatch.sums.exact import ExactSum
 
 
 def evaluate(
-    model: nn.Module, loader: BatchLoader | StreamLoader, metrics: Metrics, loss: LossCall | None, device: torch.device
+    model: nn.Module,
+    loader: BatchLoader | StreamLoader,
+    metrics: Metrics,
+    loss: LossCall | None,
+    device: torch.device,
+    micro_batch: int | None = None,
 ) -> dict[str, float]:
     """Return ``loss`` (where there is one), the metrics' values, and ``samples``; nothing is changed.
 
-    The loader is read from the beginning of its epoch, and put back to the place where it was.
+    The loader is read from the beginning of its epoch, and put back to the place where it was. With ``micro_batch``
+    every batch is cut into so many samples by position, and the losses are added so that no order changes their bits.
 
     Raises:
         DataError: fewer or more samples were seen than the data set has.
@@ -33,11 +41,12 @@ def evaluate(
     """
     processes, error = current(), None
     sums = Accumulator("loss", "weight", "samples", "failed")
+    exact = None if micro_batch is None else _Cut(micro_batch)
     metrics.reset()
     with modes_given_back(model), _from_the_beginning(loader), torch.inference_mode():
         model.eval()
         try:
-            _feed(model, loader, metrics, loss, device, sums)
+            _feed(model, loader, metrics, loss, device, sums, exact)
         except Exception as caught:
             if processes.size == 1:
                 raise
@@ -57,6 +66,8 @@ def evaluate(
             "nothing to measure: the outputs are no scores of classes with class numbers as targets; "
             "pass metrics= or loss="
         )
+    if exact is not None:
+        whole = exact.over_processes(processes)
     return {**({} if loss is None else {"loss": _mean(whole, loss)}), **values, "samples": float(seen)}
 
 
@@ -67,29 +78,65 @@ def _feed(
     loss: LossCall | None,
     device: torch.device,
     sums: Accumulator,
+    exact: _Cut | None,
 ) -> None:
     """Feed this process's part of the data to the sums and the metrics."""
-    before = 0
-    for window in loader.windows(None, device):
-        if not window.samples:
-            continue
-        batch = window.whole()
+    for batch, place, samples in _batches(loader, device, exact):
         loss_sum: Any = 0
         weight: Any = 0
         try:
             output = call_model(model, batch) if loss is None else loss.forward(model, batch)
             if loss is not None:
-                loss_sum, weight = loss.summed(output, batch, before + window.position, window.samples, True)
+                loss_sum, weight = loss.summed(output, batch, place, samples, True)
         except RuntimeError as error:
             explain(error, model, batch)
             raise
         if loss is None or loss.shows_output:
             metrics.add(output if loss is None else loss.shown(output), *targets_of(batch))
-        sums.add(loss_sum, 0 if weight is None else weight, window.samples, 0)
+        sums.add(loss_sum, 0 if weight is None else weight, samples, 0)
+        if exact is not None:
+            exact.losses.add(float(loss_sum))
+            exact.weights.add(float(0 if weight is None else weight))
+
+
+class _Cut:
+    """Sums over micro-batches that are cut by position."""
+
+    def __init__(self, micro_batch: int) -> None:
+        self.micro_batch = micro_batch
+        self.losses, self.weights = ExactSum(), ExactSum()
+
+    def over_processes(self, processes: Processes) -> dict[str, float]:
+        """The sums of all processes."""
+        losses, weights = ExactSum(), ExactSum()
+        for one, other in processes.gather((self.losses, self.weights)):
+            losses.merge(one)
+            weights.merge(other)
+        return {"loss": losses.value, "weight": weights.value}
+
+
+def _batches(
+    loader: BatchLoader | StreamLoader, device: torch.device, exact: _Cut | None
+) -> Iterator[tuple[Any, int, int]]:
+    """What a forward sees, the place of its first sample in the data, and its samples."""
+    before = 0
+    if exact is None:
+        windows = loader.windows(None, device)
+    else:
+        windows = loader.windows(exact.micro_batch, device, exact.micro_batch, True)
+    for window in windows:
+        if exact is not None:
+            start = before + window.position
+            for batch in window if window.samples else ():
+                samples = min(exact.micro_batch, before + window.position + window.samples - start)
+                yield tree.map_tensors(torch.clone, batch), start, samples
+                start += samples
+        elif window.samples:
+            yield window.whole(), before + window.position, window.samples
         before += loader.batch_size or window.samples
 
 
-def _mean(sums: Accumulator, loss: LossCall) -> float:
+def _mean(sums: Mapping[str, float] | Accumulator, loss: LossCall) -> float:
     """The weighted mean; a loss that is a sum over the whole batch is one over the whole data set here."""
     weight = sums["weight"] if loss.whole_weight is None else loss.whole_weight
     return float(sums["loss"] / weight) if weight else float("nan")

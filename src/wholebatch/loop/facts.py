@@ -46,6 +46,7 @@ def facts_of(
         "data": {"kind": type(loader.dataset).__name__, "digest": _digest(loader.dataset)},
         "transform": described(loader.transform if mix is None else [loader.transform, mix]),
         "order": ordering,
+        **({"bitwise": step.pinned_facts()} if step.bitwise else {}),
     }
 
 

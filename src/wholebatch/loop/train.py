@@ -117,13 +117,15 @@ def _windows(run: Run, micro_batch: int | None, device: torch.device) -> Callabl
     """How the batches of an epoch are got, behind those that were made before a restart."""
     moved = run.loader.transform is not None or getattr(run.loader, "workers", False)
     place = device if moved else None  # the step itself moves what nothing transforms
-    return lambda: islice(run.loader.windows(micro_batch, place, run.step.align), run.skipped_windows(), None)
+    windows = partial(run.loader.windows, micro_batch, place, run.step.align, run.step.bitwise)
+    return lambda: islice(windows(), run.skipped_windows(), None)
 
 
 def _one_step(step: Step, loader: BatchLoader | StreamLoader) -> Callable[[Window], StepReport]:
     """How a step is made of a window: piece by piece, or of the whole batch where that is hardly any memory."""
     largest = (loader.sizes.largest or loader.samples) if isinstance(loader, BatchLoader) else loader.batch_size or 0
-    at_once = isinstance(loader.dataset, ArrayDataset) and (loader.dataset.bytes_per_sample * largest <= AT_ONCE_BYTES)
+    in_memory = isinstance(loader.dataset, ArrayDataset)
+    at_once = in_memory and not step.bitwise and loader.dataset.bytes_per_sample * largest <= AT_ONCE_BYTES
 
     def make(window: Window) -> StepReport:
         batch = window.whole() if at_once else MicroBatches(window, samples=window.samples)

@@ -47,6 +47,7 @@ class DdpEngine:
     """Sums gradients over processes by DistributedDataParallel (:class:`wholebatch.step.engine.Engine`)."""
 
     overlaps = True
+    sums_alone = False
 
     def __init__(self, processes: Processes) -> None:
         self.processes = processes

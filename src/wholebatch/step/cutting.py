@@ -43,6 +43,16 @@ class Cutting:
         samples = tree.count(batch, self._axis)
         return self._loss.ahead(batch) if self._axis == 0 else None, samples, self._pieces(batch, samples, 0)
 
+    def listed(self, window: MicroBatches) -> MicroBatches:
+        """Return a window that can be used again and knows its samples: this one, or one that keeps its pieces."""
+        if window.again and window.samples is not None:
+            return window
+        pieces = list(window)
+        counts = [tree.count(self._loss.cuttable(p) if self._axis == 0 else p, self._axis) for p in pieces]
+        if window.samples is not None and sum(counts) != window.samples:
+            raise BatchError(f"MicroBatches(samples={window.samples}) gave {sum(counts)} samples")
+        return MicroBatches(pieces, sum(counts))
+
     def weight_of_first(self, batch: Any, weight: Any, first: int) -> Divisor | None:
         """Return the weight of the first samples of a batch whose weight was counted before it was cut."""
         batch = self._loss.cuttable(batch)
@@ -76,6 +86,11 @@ class Cutting:
         for piece in self._outside(window, met):
             piece = self._loss.cuttable(piece) if self._axis == 0 else piece
             samples = tree.count(piece, self._axis)
+            if self._size.exactly and samples and start % int(self._size.asked):
+                raise BatchError(
+                    f"a piece of the window begins at sample {start}, within a micro-batch of {self._size.asked}; "
+                    f"bitwise=True needs pieces of a multiple of {self._size.asked} samples, but for the last one"
+                )
             yield from self._pieces(piece, samples, start)
             start += samples
         if window.samples is not None and start != window.samples:

@@ -27,6 +27,8 @@ class Engine(Protocol):
     processes: Processes
     overlaps: bool
     """Whether ``backward`` has to be told which micro-batch is the window's last one."""
+    sums_alone: bool
+    """Whether ``finish`` is called by one process, too, and told the loss and weight of each micro-batch."""
 
     def begin(self, parameters: Sequence[Tensor], model: nn.Module) -> None:
         """Start a window; no parameter has a gradient. ``model`` tells the order in which they are used."""
@@ -58,6 +60,7 @@ class Flat:
     """Backward is local; then totals and flags travel in one buffer, and the gradients in buckets."""
 
     overlaps = False
+    sums_alone = False
 
     def __init__(self, processes: Processes) -> None:
         self.processes = processes

@@ -216,9 +216,13 @@ class GradientAccumulator:
             None if error is not None else self._first_mean(first_weight, fixed_weight is not None)
         )
         first = float(self._first)
+        weights = self._weights
         self._sums, self._weights = [], []
-        if self._engine.processes.size > 1:
-            whole = self._engine.finish(_totals(sums, total, samples, micro_batches, small, first), error)
+        if self._together:
+            own = _totals(sums, total, samples, micro_batches, small, first)
+            if self._engine.sums_alone:
+                own.each = _each(sums, weights)
+            whole = self._engine.finish(own, error)
             sums, total = [torch.tensor(whole.loss, dtype=torch.float64)], whole.weight
             samples, micro_batches = whole.samples, whole.micro_batches
             small = math.sqrt(whole.small / whole.first) if whole.first else None
@@ -253,7 +257,7 @@ class GradientAccumulator:
         """The norm of the mean gradient of the first micro-batch; None where it says nothing."""
         if not self._first:
             return None
-        if len(self._sums) == 1 and self._engine.processes.size > 1:
+        if len(self._sums) == 1 and self._together:
             self._first_norm = self._engine.own_norm()
         if self._first_norm is None:
             return None
@@ -262,6 +266,11 @@ class GradientAccumulator:
         if weight is None or (not isinstance(weight, Tensor) and weight == 0):
             return None
         return self._first_norm / (weight * self._scale)
+
+    @property
+    def _together(self) -> bool:
+        """Whether there is something to sum when all micro-batches have run."""
+        return self._engine.processes.size > 1 or self._engine.sums_alone
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: the last report stays with the original."""
@@ -291,6 +300,15 @@ def _totals(
     if not math.isfinite(norm):
         return Totals(value, total, samples, micro_batches)
     return Totals(value, total, samples, micro_batches, first * norm * norm, first, 1.0)
+
+
+def _each(sums: Sequence[Tensor], weights: Sequence[Divisor]) -> list[tuple[float, float]]:
+    """The loss and the weight of every micro-batch, in one read of the device; weight 0 where it is known otherwise."""
+    if not sums:
+        return []
+    exact = [torch.as_tensor(value).to(sums[0].device, torch.float64) for value in (*sums, *weights)]
+    read = torch.stack(exact).tolist()
+    return list(zip(read[: len(sums)], read[len(sums) :] or [0.0] * len(sums), strict=True))
 
 
 def _total(weights: Sequence[Divisor]) -> Divisor:

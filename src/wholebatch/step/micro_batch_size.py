@@ -45,9 +45,11 @@ class MicroBatchSize:
         asked: samples of a micro-batch, or "auto".
         tokens: what a micro-batch may cost, in place of ``asked``.
         cost: what each sample costs; its tokens, if none.
+        exactly: cut at multiples of ``asked`` whatever is left, even one sample.
     """
 
-    def __init__(self, asked: int | str, tokens: int | None, cost: Cost | None) -> None:
+    def __init__(self, asked: int | str, tokens: int | None, cost: Cost | None, exactly: bool = False) -> None:
+        self.exactly = exactly
         self.asked, self.tokens, self._cost = asked, tokens, cost
         self.limit: int | None = asked if isinstance(asked, int) else None
         self.chosen: dict[Any, tuple[int, int]] = {}  # by shape: the size, and the samples that it was chosen for
@@ -103,6 +105,7 @@ class MicroBatchSize:
             return found
         size = self.of(batch, samples, align)
         self.most = self.widest = max(self.most, size)
+        avoid_single = avoid_single and not self.exactly
         return [(0, samples)] if samples == size else cuts.bounds(samples, size, avoid_single, align)
 
 

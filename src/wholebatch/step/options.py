@@ -35,7 +35,7 @@ def scheduler_of(schedule: Any, optimizer: Optimizer) -> LRScheduler | None:
     return attach(schedule, optimizer)
 
 
-def check_options(micro_batch: Any, precision: str, bitwise: bool, dropout: str, seed: Any) -> None:
+def check_options(micro_batch: Any, precision: str, dropout: str, seed: Any) -> None:
     """Refuse values that mean nothing.
 
     Raises:
@@ -45,8 +45,6 @@ def check_options(micro_batch: Any, precision: str, bitwise: bool, dropout: str,
     if micro_batch != "auto" and not whole:
         raise ConfigError(f"micro_batch={micro_batch!r}; expected a number of samples, 1 or more, or 'auto'")
     check_precision(precision)
-    if bitwise:
-        raise ConfigError("bitwise=True is not available in this version; exact mode is the default")
     if dropout not in ("keyed", "native"):
         raise ConfigError(f"dropout={dropout!r}; expected 'keyed' or 'native'")
     if not isinstance(seed, int):

@@ -52,8 +52,10 @@ def same_start(processes: Processes, tensors: Sequence[tuple[str, Tensor]]) -> N
 class Totals:
     """What a window comes to, on this process or on all of them.
 
-    The last three are of the first micro-batches, one of each process: b · |g|² of the mean gradient of its b
-    samples, b, and 1. Where nothing is measured they are 0.
+    ``small``, ``first`` and ``firsts`` are of the first micro-batches, one of each process: b · |g|² of the mean
+    gradient of its b samples, b, and 1. Where nothing is measured they are 0.
+
+    ``each`` are the loss and the weight of every micro-batch, for an engine that ``sums_alone``.
     """
 
     loss: float
@@ -63,6 +65,7 @@ class Totals:
     small: float = 0.0
     first: float = 0.0
     firsts: float = 0.0
+    each: Sequence[tuple[float, float]] = ()
 
 
 def add_totals(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from wholebatch.core import keys, tree
 from wholebatch.core.processes import Processes
+from wholebatch.step.bitwise import Bitwise
 from wholebatch.step.coupled import Replayed, TwoPasses, WholeBatchLoss
 from wholebatch.step.draws import Draws
 from wholebatch.step.gradient import GradientAccumulator
@@ -20,6 +21,7 @@ from wholebatch.step.group_place import Place
 from wholebatch.step.losses import LossCall, targets_of
 from wholebatch.step.precision import autocast, switches
 from wholebatch.step.promise import Promise
+from wholebatch.step.seeded import Seeded
 from wholebatch.step.unkeyed import PowerIterations, layers_that_draw, unchanged_buffers
 
 Pieces = Iterator[tuple[int, int, Any, bool]]
@@ -43,6 +45,7 @@ class Passes:
         precision: str,
         axis: tree.Axis,
         overlaps: bool = False,
+        bitwise: Bitwise | None = None,
     ) -> None:
         self.model = model
         self.seed = seed
@@ -57,6 +60,9 @@ class Passes:
         self._axis = axis
         self._device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.draws = Draws(seed, self._device) if keyed else None
+        self._bitwise = bitwise
+        if bitwise is not None:
+            self.draws = Seeded(seed, self._device)
         self._power = PowerIterations(model)
         self.promise = Promise(model, says=processes.rank == 0)
         self.norms = Place(model, processes, overlaps)
@@ -72,7 +78,8 @@ class Passes:
             samples: how many there are; None where that is not known.
         """
         self._position = position
-        with self.norms, switches(self.precision):
+        own_norms = contextlib.nullcontext() if self._bitwise is None else self._bitwise.norms
+        with own_norms, self.norms, switches(self.precision):
             self.norms.check_parts(samples)
             self._run_all(pieces, position, weigh)
 
@@ -104,11 +111,17 @@ class Passes:
     def _run(self, piece: Any, start: int, samples: int, weigh: bool, last: bool) -> None:
         self.running = piece, samples
         piece = self._begin(piece, start, samples)
-        with self._autocast(), self.norms.forward():
+        with self._autocast(), self._forward(samples):
             output = self._loss.forward(self.model, piece)
             loss_sum, weight = self._loss.summed(output, piece, start, samples, weigh)
+        if self._bitwise is not None:
+            self._bitwise.check_buffers()
         self._show(output, piece, start, samples)
         self._accumulator.add_sum(loss_sum, weight, samples, last)
+
+    def _forward(self, samples: int) -> contextlib.AbstractContextManager[Any]:
+        """What surrounds a forward that counts."""
+        return self.norms.forward() if self._bitwise is None else self._bitwise.norms.micro_batch(samples)
 
     def _show(self, output: Any, piece: Any, start: int, samples: int) -> None:
         """Let metrics look at a micro-batch, once however often the window is made."""
@@ -121,6 +134,9 @@ class Passes:
         """The micro-batch on the model's device, and what has to be done before it runs."""
         self.norms.micro_batch(self._position, start, samples)
         self.norms.probe = functools.partial(self._probe_norms, piece, samples)
+        if self._bitwise is not None:
+            fresh = tree.map_tensors(_fresh, piece)  # the alignment of a part of a tensor chooses the kernel
+            return fresh if self._device.type == "cpu" else tree.to_device(fresh, self._device)
         if self.promise.at_risk and (start or self._processes.size > 1):
             self.promise.cut()
         if self._power.vectors:
@@ -272,3 +288,10 @@ class Passes:
     @property
     def _coupled(self) -> WholeBatchLoss:
         return cast(WholeBatchLoss, self._loss)
+
+
+def _fresh(tensor: Tensor) -> Tensor:
+    """A copy in memory of its own, laid out alike wherever it was cut from."""
+    if not tensor.is_contiguous() and tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
+        return tensor.clone(memory_format=torch.channels_last)
+    return tensor.clone(memory_format=torch.contiguous_format)

@@ -13,19 +13,30 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from wholebatch.core import processes, tree
-from wholebatch.core.errors import InputError, NonFiniteError, OutOfMemoryError
+from wholebatch.core.errors import ConfigError, InputError, NonFiniteError, OutOfMemoryError
 from wholebatch.step import losses, redo
 from wholebatch.step.available import left_by_limits
+from wholebatch.step.bitwise import Bitwise, Moved
+from wholebatch.step.bitwise_options import check_bitwise, check_model_bitwise
+from wholebatch.step.by_position import place_of
 from wholebatch.step.costs import Cost
 from wholebatch.step.cutting import Cutting
 from wholebatch.step.engine import Engine
-from wholebatch.step.gradient import GradientAccumulator, check_clip_norm, check_held, check_nonfinite, check_optimizer
+from wholebatch.step.gradient import (
+    GradientAccumulator,
+    check_clip_norm,
+    check_held,
+    check_model,
+    check_nonfinite,
+    check_optimizer,
+)
 from wholebatch.step.loss_scale import LossScale
 from wholebatch.step.masters import Masters
 from wholebatch.step.micro_batch_size import Finder, MicroBatchSize
 from wholebatch.step.options import check_options, check_tokens, scheduler_of
 from wholebatch.step.over_processes import raise_together, same_start
 from wholebatch.step.passes import Passes
+from wholebatch.step.pinned import check_workspace, pinned, pinned_facts
 from wholebatch.step.precision import lower
 from wholebatch.step.report import StepReport
 from wholebatch.step.window import MicroBatches, with_last
@@ -57,7 +68,9 @@ class Step:
         precision: "fp32" (the model's own dtype), "tf32", "bf16" or "fp16" (autocast, the latter with a scaled loss),
             or "bf16-true" (parameters in bfloat16, which the model then has); see :mod:`wholebatch.step.precision`.
             Gradients are summed in float32 at least.
-        bitwise: not available in this version.
+        bitwise: every bit of the weights is a function of code, data, seed, batch and ``micro_batch`` (which has to be
+            named), on any number of processes; each has whole micro-batches. Batch norm normalises each micro-batch,
+            and every draw of torch's generators is seeded from (seed, step, position).
         dropout: "keyed" (masks are a function of seed, step and position) or "native" (torch's own: the
             result then depends on the micro-batch).
         nonfinite: what a NaN or infinity in the gradient does: "raise", "skip" (as weight 0, counted in
@@ -67,6 +80,7 @@ class Step:
         batch_axis: the samples' axis: an int, or one per key or place; None for what is passed whole.
         group: torch.distributed's process group.
         engine: how gradients are summed over processes (:func:`wholebatch.parallel.engine`); after backward, if none.
+        threads: of torch within a bitwise step, whose bits depend on them: 1, if None.
 
     >>> model = nn.Linear(3, 2)
     >>> step = Step(model, torch.optim.SGD(model.parameters(), lr=0.1), nn.CrossEntropyLoss(), micro_batch=2)
@@ -94,14 +108,25 @@ class Step:
         batch_axis: tree.Axis = 0,
         group: Any = None,
         engine: Engine | None = None,
+        threads: int | None = None,
     ) -> None:
-        self._accumulator = GradientAccumulator(model, group, engine)
+        if bitwise:
+            check_bitwise(micro_batch, micro_batch_tokens, threads, engine)
+        elif threads is not None:
+            raise ConfigError(f"threads={threads!r} belongs to bitwise=True; otherwise call torch.set_num_threads")
         self._processes = processes.current(group) if engine is None else engine.processes
+        self._bitwise: Bitwise | None = None
+        if bitwise:
+            check_model(model)
+            self._bitwise = engine = Bitwise(self._processes, model)
+            group = None
+        self.threads = threads or 1
+        self._accumulator = GradientAccumulator(model, group, engine)
         self._looks_ahead = engine is not None and engine.overlaps
         check_optimizer(optimizer)
         check_clip_norm(clip_norm)
         check_nonfinite(nonfinite)
-        check_options(micro_batch, precision, bitwise, dropout, seed)
+        check_options(micro_batch, precision, dropout, seed)
         check_tokens(micro_batch, micro_batch_tokens, micro_batch_cost)
         self.model = model
         self.optimizer = optimizer
@@ -114,6 +139,9 @@ class Step:
         self.applied = 0
         self.skipped = 0
         self._loss = losses.bind(loss)
+        if bitwise:
+            check_model_bitwise(model, self._loss)
+            check_workspace(next((p.device for p in model.parameters()), torch.device("cpu")))
         self._axis = batch_axis
         self._schedule = scheduler_of(schedule, optimizer)
         self._others = self._check_parameters()
@@ -128,11 +156,12 @@ class Step:
             precision=precision,
             axis=batch_axis,
             overlaps=self._looks_ahead,
+            bitwise=self._bitwise,
         )
         self._scaling = LossScale() if precision == "fp16" else None
         self._half = self._scaling is not None or any(p.dtype is torch.float16 for p in model.parameters())
         self._masters = self._lowered() if precision == "bf16-true" else None
-        self.size = MicroBatchSize(micro_batch, micro_batch_tokens, micro_batch_cost)
+        self.size = MicroBatchSize(micro_batch, micro_batch_tokens, micro_batch_cost, exactly=bitwise)
         self._cutting = Cutting(self._loss, batch_axis, self.size, self._passes)
         self._finder = Finder(model, optimizer, self._loss, self._passes, precision, batch_axis)
         self._found_together = False
@@ -157,9 +186,18 @@ class Step:
             NonFiniteError: the gradient is not finite; the weights are as before.
             OutOfMemoryError: one sample alone does not fit, or a window that is used up would have to be made again.
         """
+        if self._bitwise is None:
+            return self._call(batch, position)
+        with pinned(self.threads, self.precision):
+            return self._call(batch, position)
+
+    def _call(self, batch: Any, position: int | None) -> StepReport:
         self._find(batch)
         self._beginning.keep()
         self._passes.watched = 0
+        if self._bitwise is not None:
+            self._bitwise.again = False
+            batch = self._listed(batch) if isinstance(batch, MicroBatches) else batch
         report: StepReport | None = None
         while report is None:
             said = ""
@@ -167,6 +205,11 @@ class Step:
                 report = self._window(batch, position)
             except redo.RanOut as short:
                 said = str(short)
+            except Moved:
+                assert self._bitwise is not None
+                self._bitwise.again = True
+                self._beginning.put_back()
+                continue
             finally:
                 running, self._passes.running = self._passes.running, None
             if report is None:
@@ -181,6 +224,8 @@ class Step:
         else:
             self.applied += 1
             self._passes.norms.apply()
+            if self._bitwise is not None:
+                self._bitwise.move_statistics()
             if self._schedule is not None:
                 self._schedule.step()
         return report
@@ -194,7 +239,11 @@ class Step:
         self.size.most = self.size.widest = 0
         cut, error = self._attempt(lambda: self._cutting.cut(batch, self._find))
         weight, samples, pieces = (None, 0, iter(())) if error is not None else cut
-        position, nominal = self._place(samples, position, error)
+        if self._bitwise is None:
+            position, nominal = self._place(samples, position, error)
+        else:
+            weight = None  # of each micro-batch by itself
+            position, nominal = self._place_whole(self._bitwise, samples, position, error)
         if len(self.optimizer.param_groups) != self._groups:
             self._others, self._groups = self._check_parameters(), len(self.optimizer.param_groups)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -221,9 +270,31 @@ class Step:
                 first_weight=lambda first: self._cutting.weight_of_first(batch, weight, first),
                 error=error,
             )
-        except redo.RanOut:
+        except (redo.RanOut, Moved):
             self.calls -= 1
             raise
+
+    def _listed(self, window: MicroBatches) -> MicroBatches:
+        """The window as one that can be made again."""
+        listed, error = self._attempt(lambda: self._cutting.listed(window))
+        if error is not None:
+            return MicroBatches(_Broken(error), 0)
+        assert isinstance(listed, MicroBatches)
+        return listed
+
+    def _place_whole(
+        self, bitwise: Bitwise, samples: int, position: int | None, error: Exception | None
+    ) -> tuple[int, int]:
+        """This process's place in the whole batch, and its samples; every process has whole micro-batches."""
+        counts = self._processes.exchange(_FAILED if error is not None else samples)
+        if _FAILED in counts:
+            raise_together(self._processes, error)
+        micro_batch = int(self.micro_batch)
+        found, wrong = self._attempt(lambda: place_of(counts, self._processes.rank, position, micro_batch))
+        if any(self._processes.exchange(wrong is not None)):
+            raise_together(self._processes, wrong)
+        bitwise.place(found[0] // micro_batch, found[1])
+        return found[0], max(1, sum(counts))
 
     def fit(self, batch: Any, samples: int) -> int | None:
         """Find the micro-batch that "auto" takes for batches like this one; every process calls it.
@@ -264,6 +335,12 @@ class Step:
         for parameter in self._accumulator.parameters:
             parameter.grad = None
         self._passes.norms.forget()
+        if self._bitwise is not None:
+            self._beginning.put_back()
+            raise OutOfMemoryError(
+                f"out of memory in step {self.calls + 1} with micro_batch={self.micro_batch}, which bitwise=True "
+                f"cannot make smaller, since the bits depend on it; name a smaller one: {said or 'on another process'}"
+            )
         redo.free()
         again = not isinstance(batch, MicroBatches) or batch.again
         word = redo.Word(samples, max(1, self.size.most), self.size.widest <= self.align, again, said)
@@ -300,8 +377,20 @@ class Step:
 
     @property
     def align(self) -> int:
-        """What batches are cut at multiples of, for grouped batch norms (:func:`convert_batchnorm`); 1 without any."""
-        return self._passes.norms.align
+        """What batches are cut at multiples of: for grouped batch norms (:func:`convert_batchnorm`), or in bitwise mode
+        the micro-batch; 1 otherwise."""
+        return int(self.micro_batch) if self._bitwise is not None else self._passes.norms.align
+
+    @property
+    def bitwise(self) -> bool:
+        """Whether every bit is a function of the data and the seed."""
+        return self._bitwise is not None
+
+    def pinned_facts(self) -> dict[str, Any]:
+        """Return, in plain words, what the bits depend on beside code, data, seed and batch; empty in exact mode."""
+        if self._bitwise is None:
+            return {}
+        return pinned_facts(self.model, self.optimizer, int(self.micro_batch), self.threads)
 
     @property
     def noise(self) -> NoiseScale:
@@ -329,6 +418,7 @@ class Step:
             "schedule": self._schedule,
             "loss_scale": self._scaling,
             "float32_weights": self._masters,
+            "bitwise": self._bitwise,
         }
         return {name: part for name, part in parts.items() if part is not None}
 
@@ -418,3 +508,13 @@ class Step:
         )
         held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
         return [parameter for number, parameter in own.items() if number not in held]
+
+
+class _Broken:
+    """A window whose pieces could not be had; cutting it says why."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def __iter__(self) -> Any:
+        raise self._error

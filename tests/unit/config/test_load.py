@@ -23,6 +23,11 @@ def refused(*overrides: str, recipe: str | None = "digits", files: list[Path] | 
     return str(caught.value)
 
 
+def test_bitwise_needs_a_micro_batch():
+    assert "bitwise=true needs the number" in refused("bitwise=true", "micro_batch=auto")
+    assert load("digits", overrides=["bitwise=true", "micro_batch=auto", "accumulation_steps=4"]).bitwise
+
+
 def test_the_recipe_overrides_the_schema_files_override_the_recipe_and_the_command_line_overrides_files(tmp_path):
     first = write(tmp_path / "first.yaml", "epochs: 2\nseed: 5\nlr: 0.5\ndata:\n  augment: {max_shift: 2}\n")
     second = write(tmp_path / "second.yaml", "seed: 6\n")
@@ -113,7 +118,7 @@ WRONG_SETTINGS = [
     ("clip_norm=0", "clip_norm=0.0: expected null, or a number above 0"),
     ("precision=fp8", "expected fp32 or tf32 or bf16 or fp16 or bf16-true"),
     ("schedule_unit=steps", "did you mean 'step'?"),
-    ("bitwise=true", "not available"),
+    ("threads=2", "threads=2 belongs to bitwise=true"),
     ("bitwise=maybe", "bitwise=maybe"),
     ("device=gpu", "device=gpu: expected auto, cpu"),
     ("log_every=0", "log_every=0"),
