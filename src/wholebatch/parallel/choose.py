@@ -11,6 +11,7 @@ from torch import nn
 from wholebatch.core import processes
 from wholebatch.core.errors import ConfigError, nearest
 from wholebatch.core.processes import Processes
+from wholebatch.parallel.pipeline import asks_for_pipeline, pipeline_of
 from wholebatch.parallel.replicate import DdpEngine, gives_sparse
 from wholebatch.step.engine import Engine, Flat
 from wholebatch.step.grouped_norm import sums_within
@@ -40,6 +41,8 @@ def engine(parallel: Any = "auto", model: nn.Module | None = None, group: Any = 
         ConfigError: something else, or another number of processes than there are; the message has the repair.
     """
     here = processes.current(group)
+    if asks_for_pipeline(parallel):
+        return pipeline_of(parallel, model, here)
     name = _name(parallel, here)
     if here.size == 1 or (name if name != "auto" else _faster(model)) == "flat":
         return Flat(here)

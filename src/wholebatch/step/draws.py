@@ -57,6 +57,7 @@ class Draws:
         self._rows: Tensor | None = None
         self._probed_shapes: list[Shape] | None = None
         self._calls: dict[int, int] = {}
+        self._before = 0  # keyed calls of the stages of a pipeline that come before this one
         self._micro_batch_key = 0
         self.unplaced = False  # whether the position in the whole batch is not known
         self._step = self._position = self._samples = 0
@@ -287,7 +288,7 @@ class Draws:
         """Return the shapes of all keyed calls of a forward with the samples ``first … stop`` of this micro-batch."""
         assert self.probe is not None
         state = self._state()
-        shapes: list[Shape] = []
+        shapes: list[Shape] = [()] * self._before
         self._recording = shapes
         try:
             self.probe(first, stop)

@@ -7,7 +7,8 @@ DistributedDataParallel (:mod:`wholebatch.parallel.replicate`) sums during the l
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from contextlib import AbstractContextManager
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +52,31 @@ class Engine(Protocol):
         Raises:
             PeerError: another process failed; this one's own ``error`` is raised where it has one.
         """
+        ...
+
+
+@runtime_checkable
+class SplitsModel(Protocol):
+    """What an engine has besides, where every process has a part of the model only."""
+
+    def passes(self, *arguments: Any, **options: Any) -> Any:
+        """Return what runs the micro-batches of a step, in place of :class:`wholebatch.step.passes.Passes`."""
+        ...
+
+    def over_parts(self, finite: bool, gradients: Sequence[Tensor]) -> tuple[bool, Tensor]:
+        """Return whether all parts are finite, and the norm of all of them; all processes call it."""
+        ...
+
+    def first_said(self, text: str | None) -> str:
+        """Return the first process's text that is not None; all processes call it."""
+        ...
+
+    def whole(self) -> AbstractContextManager[None]:
+        """Within it every process has the whole model and the optimizer's whole state; all processes call it."""
+        ...
+
+    def share_buffers(self) -> None:
+        """Make every part's buffers those of the first process that has it; all processes call it."""
         ...
 
 

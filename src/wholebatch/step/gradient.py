@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from wholebatch.core import processes
 from wholebatch.core.errors import ConfigError, InputError, InputTypeError, LossError, NonFiniteError
-from wholebatch.step.engine import Engine, Flat
+from wholebatch.step.engine import Engine, Flat, SplitsModel
 from wholebatch.step.losses import weighted_sum
 from wholebatch.step.over_processes import Totals
 from wholebatch.step.precision import step_in_own_dtype, sum_in_float32
@@ -61,6 +61,7 @@ class GradientAccumulator:
             raise ConfigError("group= and engine= are both given; an engine has its group: engine(…, group=group)")
         self._model = model
         self._engine = Flat(processes.current(group)) if engine is None else engine
+        self._parts = self._engine if isinstance(self._engine, SplitsModel) else None
         self.samples = 0
         self.noise = NoiseScale()
         self.parameters: list[Tensor] = []
@@ -175,6 +176,13 @@ class GradientAccumulator:
         self._sums.append(loss_sum)
         self.samples += samples
 
+    def count(self, loss_sum: Tensor, weight: Divisor | None, samples: int) -> None:
+        """Count a micro-batch whose backward runs elsewhere."""
+        self._sums.append(loss_sum)
+        if weight is not None:
+            self._weights.append(weight)
+        self.samples += samples
+
     def backward(self, loss_sum: Tensor) -> None:
         """Run backward on a sum that is counted elsewhere; more will follow."""
         self._engine.backward(loss_sum, self._upstream(loss_sum), False)
@@ -230,16 +238,22 @@ class GradientAccumulator:
             raise InputError(f"the weights of {where} add up to {total}; every weight must be finite")
         gradients = gradients_of(parameters)
         skipped = total == 0
-        if not skipped and not divide_(gradients, total * self._scale, check=nonfinite != "allow"):
+        own = finite = skipped or divide_(gradients, total * self._scale, check=nonfinite != "allow")
+        parts, whole_norm = self._parts, None
+        if parts is not None:
+            finite, whole_norm = parts.over_parts(own, gradients)
+        if not finite:
             if nonfinite == "raise":
-                raise NonFiniteError(self.blame(where))
+                text = None if own else self.blame(where)
+                raise NonFiniteError(text if parts is None else parts.first_said(text))
             skipped = True
         report = StepReport(sums, total, samples, micro_batches, skipped, gradients, self.noise)
+        report._norm = whole_norm
         self._report = weakref.ref(report)
         if not skipped:
             measured = small is not None and first < samples
             if clip_norm is not None or measured:
-                report._norm = norm = norm_of(gradients)
+                report._norm = norm = norm_of(gradients) if whole_norm is None else whole_norm
                 if small is not None and measured:
                     # what is not divided by a weight that grows with the samples is a sum of theirs
                     per_sample = 1.0 if fixed_weight is None else fixed_weight / samples

@@ -31,6 +31,8 @@ class Passes:
     ``step`` numbers the window, for its draws; ``watch`` is called with (output, *targets) of every micro-batch.
     """
 
+    places = False  # whether it finds out by itself where the samples are in the whole batch
+
     def __init__(
         self,
         model: nn.Module,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,7 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from wholebatch.core import cuts, processes, tree
 from wholebatch.core.errors import BatchError, InputError, NonFiniteError
 from wholebatch.step import losses
-from wholebatch.step.engine import Engine
+from wholebatch.step.engine import Engine, SplitsModel
 from wholebatch.step.gradient import GradientAccumulator, check_clip_norm, check_held, check_nonfinite, check_optimizer
 from wholebatch.step.loss_scale import LossScale
 from wholebatch.step.masters import Masters
@@ -105,17 +106,9 @@ class Step:
         self._schedule = scheduler_of(schedule, optimizer)
         self._others = self._check_parameters()
         self._groups = len(optimizer.param_groups)
-        self._passes = Passes(
-            model,
-            self._loss,
-            self._accumulator,
-            self._processes,
-            seed=seed,
-            keyed=dropout == "keyed",
-            precision=precision,
-            axis=batch_axis,
-            overlaps=self._looks_ahead,
-        )
+        how = {"seed": seed, "keyed": dropout == "keyed", "precision": precision, "axis": batch_axis}
+        self._splits = engine if isinstance(engine, SplitsModel) else None
+        self._passes = self._passes_of(engine, how)
         self._scaling = LossScale() if precision == "fp16" else None
         self._half = self._scaling is not None or any(p.dtype is torch.float16 for p in model.parameters())
         self._masters = self._lowered() if precision == "bf16-true" else None
@@ -173,6 +166,29 @@ class Step:
             if self._schedule is not None:
                 self._schedule.step()
         return report
+
+    def _passes_of(self, engine: Engine | None, how: dict[str, Any]) -> Any:
+        """What runs the micro-batches."""
+        if isinstance(engine, SplitsModel):
+            more = {"optimizer": self.optimizer, "micro_batch": self.micro_batch}
+            return engine.passes(self.model, self._loss, self._accumulator, **how, **more)
+        overlaps = self._looks_ahead
+        return Passes(self.model, self._loss, self._accumulator, self._processes, **how, overlaps=overlaps)
+
+    def whole(self) -> contextlib.AbstractContextManager[None]:
+        """Within it the model and the optimizer's state are whole on every process, which all have to call.
+
+        That is always so but with a pipeline, whose processes have a part each. What is loaded within it stays.
+        """
+        return contextlib.nullcontext() if self._splits is None else self._splits.whole()
+
+    def share_buffers(self) -> None:
+        """Make the buffers of all processes, each of which has seen its own part, those of the first one."""
+        if self._splits is not None:
+            self._splits.share_buffers()
+            return
+        for buffer in self.model.buffers():
+            self._processes.copy_from_first_(buffer)
 
     def _lowered(self) -> Masters:
         """Make the model bfloat16, and let the optimizer move float32 copies."""
@@ -321,7 +337,7 @@ class Step:
         """
         if self._processes.size == 1:
             return position or 0, samples or 1
-        if position is not None and not self._half:
+        if self._passes.places or (position is not None and not self._half):
             return position, 1
         counts = self._processes.exchange(_FAILED if error is not None else _UNKNOWN if samples is None else samples)
         if _FAILED in counts:
