@@ -27,6 +27,12 @@ class Engine(Protocol):
     processes: Processes
     overlaps: bool
     """Whether ``backward`` has to be told which micro-batch is the window's last one."""
+    world: Processes | None
+    """All processes, where each holds parts of the model alone: norms and errors are theirs together then."""
+    lockstep: bool
+    """Whether forward and backward wait for other processes, so that all have to get there."""
+    stands_in: bool
+    """Whether, then, one that has fewer micro-batches has to make as many passes as the others."""
 
     def begin(self, parameters: Sequence[Tensor], model: nn.Module) -> None:
         """Start a window; no parameter has a gradient. ``model`` tells the order in which they are used."""
@@ -58,6 +64,9 @@ class Flat:
     """Backward is local; then totals and flags travel in one buffer, and the gradients in buckets."""
 
     overlaps = False
+    world = None
+    lockstep = False
+    stands_in = False
 
     def __init__(self, processes: Processes) -> None:
         self.processes = processes
