@@ -77,6 +77,8 @@ class PipelineEngine:
     """
 
     overlaps = False
+    world = None
+    lockstep = stands_in = False
 
     def __init__(self, mesh: Mesh, schedule: str, cuts: Sequence[str] | None) -> None:
         self.mesh, self.schedule = mesh, schedule
@@ -142,8 +144,8 @@ class PipelineEngine:
     def _owners_by_id(self) -> dict[int, list[int]]:
         return {id(tensor): owners for tensor, owners in zip(self._tensors, self._owners, strict=True)}
 
-    def over_parts(self, finite: bool, gradients: Sequence[Tensor]) -> tuple[bool, Tensor]:
-        """Return whether all gradients of all stages are finite, and their norm; all processes call it."""
+    def agree(self, gradients: Sequence[Tensor], finite: bool) -> tuple[Tensor, bool]:
+        """Return the norm of the gradients of all stages, and whether all are finite; all processes call it."""
         owners = self._owners_by_id()
         counted = {
             id(p.grad) for p in self._parameters if min(owners.get(id(p), [0])) == self.pipe.rank and p.grad is not None
@@ -154,7 +156,7 @@ class PipelineEngine:
                 parts = gradient.values() if gradient.is_sparse else gradient
                 square += torch.linalg.vector_norm(parts, dtype=torch.promote_types(parts.dtype, torch.float32)).cpu() ** 2
         sums = self.pipe.sum_(torch.stack([square, torch.tensor(float(not finite), dtype=torch.float64)]))
-        return not sums[1], sums[0].sqrt()
+        return sums[0].sqrt(), not sums[1]
 
     def first_said(self, text: str | None) -> str:
         """Return the first process's text that is not None; all processes call it."""

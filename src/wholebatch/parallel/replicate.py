@@ -47,6 +47,9 @@ class DdpEngine:
     """Sums gradients over processes by DistributedDataParallel (:class:`wholebatch.step.engine.Engine`)."""
 
     overlaps = True
+    world = None
+    lockstep = False
+    stands_in = False
 
     def __init__(self, processes: Processes) -> None:
         self.processes = processes

@@ -9,7 +9,8 @@ mask. Whatever else moved the generator is a draw that no key covers.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -283,6 +284,16 @@ class Draws:
             self._rows = rows @ torch.arange(1.0, rows.shape[1] + 1, dtype=rows.dtype, device=rows.device).sin()
         self._recording.append(lead)
         return torch.zeros(lead, dtype=torch.bool, device=x.device)
+
+    @contextmanager
+    def nothing(self) -> Iterator[None]:
+        """Within the block keyed calls drop nothing and note nothing, and the generators stay as they are."""
+        state, self._recording = self._state(), []
+        try:
+            yield
+        finally:
+            self._recording = None
+            self._set_state(state)
 
     def record(self, first: int, stop: int) -> list[Shape]:
         """Return the shapes of all keyed calls of a forward with the samples ``first … stop`` of this micro-batch."""

@@ -28,6 +28,12 @@ class Engine(Protocol):
     processes: Processes
     overlaps: bool
     """Whether ``backward`` has to be told which micro-batch is the window's last one."""
+    world: Processes | None
+    """All processes, where each holds parts of the model alone: norms and errors are theirs together then."""
+    lockstep: bool
+    """Whether forward and backward wait for other processes, so that all have to get there."""
+    stands_in: bool
+    """Whether, then, one that has fewer micro-batches has to make as many passes as the others."""
 
     def begin(self, parameters: Sequence[Tensor], model: nn.Module) -> None:
         """Start a window; no parameter has a gradient. ``model`` tells the order in which they are used."""
@@ -56,19 +62,15 @@ class Engine(Protocol):
 
 
 @runtime_checkable
-class SplitsModel(Protocol):
-    """What an engine has besides, where every process has a part of the model only."""
+class HasStages(Protocol):
+    """What an engine has besides, where every process has some stages of the model only."""
 
     def passes(self, *arguments: Any, **options: Any) -> Any:
         """Return what runs the micro-batches of a step, in place of :class:`wholebatch.step.passes.Passes`."""
         ...
 
-    def over_parts(self, finite: bool, gradients: Sequence[Tensor]) -> tuple[bool, Tensor]:
-        """Return whether all parts are finite, and the norm of all of them; all processes call it."""
-        ...
-
-    def first_said(self, text: str | None) -> str:
-        """Return the first process's text that is not None; all processes call it."""
+    def agree(self, gradients: Sequence[Tensor], finite: bool) -> tuple[Tensor, bool]:
+        """Return the norm of the gradients of all stages, and whether all are finite; all processes call it."""
         ...
 
     def whole(self) -> AbstractContextManager[None]:
@@ -76,7 +78,7 @@ class SplitsModel(Protocol):
         ...
 
     def share_buffers(self) -> None:
-        """Make every part's buffers those of the first process that has it; all processes call it."""
+        """Make every stage's buffers those of the first process that has them; all processes call it."""
         ...
 
 
@@ -84,6 +86,9 @@ class Flat:
     """Backward is local; then totals and flags travel in one buffer, and the gradients in buckets."""
 
     overlaps = False
+    world = None
+    lockstep = False
+    stands_in = False
 
     def __init__(self, processes: Processes) -> None:
         self.processes = processes

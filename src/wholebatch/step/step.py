@@ -13,19 +13,23 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from wholebatch.core import cuts, processes, tree
-from wholebatch.core.errors import BatchError, InputError, NonFiniteError
+from wholebatch.core.errors import BatchError, ConfigError, InputError, NonFiniteError
+from wholebatch.core.processes import Processes
 from wholebatch.step import losses
-from wholebatch.step.engine import Engine, SplitsModel
+from wholebatch.step.engine import Engine, HasStages
 from wholebatch.step.gradient import GradientAccumulator, check_clip_norm, check_held, check_nonfinite, check_optimizer
 from wholebatch.step.loss_scale import LossScale
 from wholebatch.step.masters import Masters
-from wholebatch.step.options import check_options, scheduler_of
+from wholebatch.step.options import check_options, check_split, scheduler_of
 from wholebatch.step.over_processes import raise_together, same_start
+from wholebatch.step.parts import is_part
 from wholebatch.step.passes import Passes
 from wholebatch.step.precision import lower
 from wholebatch.step.report import StepReport
 from wholebatch.step.window import MicroBatches, with_last
 from wholebatch.sums import NoiseScale
+
+Piece = tuple[int, int, Any]  # start, samples, what the model gets
 
 _UNKNOWN, _FAILED = -1, -2  # in place of a number of samples
 
@@ -85,12 +89,15 @@ class Step:
         engine: Engine | None = None,
     ) -> None:
         self._accumulator = GradientAccumulator(model, group, engine)
+        self._world = None if engine is None else engine.world
+        self._lockstep = self._world if engine is not None and engine.lockstep else None
         self._processes = processes.current(group) if engine is None else engine.processes
         self._looks_ahead = engine is not None and engine.overlaps
         check_optimizer(optimizer)
         check_clip_norm(clip_norm)
         check_nonfinite(nonfinite)
         check_options(micro_batch, precision, bitwise, dropout, seed)
+        check_split(model, engine, precision)
         self.model = model
         self.optimizer = optimizer
         self.micro_batch = micro_batch
@@ -102,20 +109,21 @@ class Step:
         self.applied = 0
         self.skipped = 0
         self._loss = losses.bind(loss)
+        if self._lockstep is not None and self._loss.coupled:
+            raise ConfigError("a WholeBatchLoss is not available in this version where the model is split like this")
         self._axis = batch_axis
         self._schedule = scheduler_of(schedule, optimizer)
         self._others = self._check_parameters()
         self._groups = len(optimizer.param_groups)
         how = {"seed": seed, "keyed": dropout == "keyed", "precision": precision, "axis": batch_axis}
-        self._splits = engine if isinstance(engine, SplitsModel) else None
+        self._stages = engine if isinstance(engine, HasStages) else None
         self._passes = self._passes_of(engine, how)
         self._scaling = LossScale() if precision == "fp16" else None
         self._half = self._scaling is not None or any(p.dtype is torch.float16 for p in model.parameters())
         self._masters = self._lowered() if precision == "bf16-true" else None
         copies = {} if self._masters is None else self._masters.state_dict()
-        same_start(
-            self._processes, [*model.named_parameters(), *model.named_buffers(), *self._of_loss(), *copies.items()]
-        )
+        alike = [*model.named_parameters(), *model.named_buffers(), *self._of_loss(), *copies.items()]
+        same_start(self._processes, [(name, tensor) for name, tensor in alike if not is_part(tensor)])
 
     def __call__(self, batch: Any, position: int | None = None) -> StepReport:
         """Make one step over ``batch``, or over a window of ``MicroBatches``.
@@ -131,6 +139,8 @@ class Step:
         """
         cut, error = self._attempt(lambda: self._cut(batch))
         weight, samples, pieces = (None, 0, iter(())) if error is not None else cut
+        if self._lockstep is not None:
+            pieces = iter(self._in_lockstep(pieces, samples, error))
         position, nominal = self._place(samples, position, error)
         if len(self.optimizer.param_groups) != self._groups:
             self._others, self._groups = self._check_parameters(), len(self.optimizer.param_groups)
@@ -141,7 +151,10 @@ class Step:
         self._passes.step = self.calls
         if error is None:
             marked = with_last(pieces) if self._looks_ahead else ((*piece, False) for piece in pieces)
-            _, error = self._attempt(lambda: self._passes.run(marked, position, weight is None, samples))
+            if self._lockstep is not None:  # the others wait within the model: only this process's end can tell them
+                self._passes.run(marked, position, weight is None, samples)
+            else:
+                _, error = self._attempt(lambda: self._passes.run(marked, position, weight is None, samples))
         else:
             self._passes.norms.stay_away()
         self.calls += 1
@@ -169,7 +182,7 @@ class Step:
 
     def _passes_of(self, engine: Engine | None, how: dict[str, Any]) -> Any:
         """What runs the micro-batches."""
-        if isinstance(engine, SplitsModel):
+        if isinstance(engine, HasStages):
             more = {"optimizer": self.optimizer, "micro_batch": self.micro_batch}
             return engine.passes(self.model, self._loss, self._accumulator, **how, **more)
         overlaps = self._looks_ahead
@@ -180,12 +193,12 @@ class Step:
 
         That is always so but with a pipeline, whose processes have a part each. What is loaded within it stays.
         """
-        return contextlib.nullcontext() if self._splits is None else self._splits.whole()
+        return contextlib.nullcontext() if self._stages is None else self._stages.whole()
 
     def share_buffers(self) -> None:
         """Make the buffers of all processes, each of which has seen its own part, those of the first one."""
-        if self._splits is not None:
-            self._splits.share_buffers()
+        if self._stages is not None:
+            self._stages.share_buffers()
             return
         for buffer in self.model.buffers():
             self._processes.copy_from_first_(buffer)
@@ -215,6 +228,16 @@ class Step:
     def loss_scale(self) -> float:
         """What a float16 loss is multiplied by, a power of two; 1 with another precision."""
         return 1.0 if self._scaling is None else self._scaling.value
+
+    @property
+    def processes(self) -> Processes:
+        """The processes that share a batch's samples."""
+        return self._processes
+
+    @property
+    def split(self) -> bool:
+        """Whether this process holds parts of the model alone."""
+        return self._world is not None
 
     @property
     def align(self) -> int:
@@ -323,12 +346,36 @@ class Step:
 
     def _attempt(self, work: Callable[[], Any]) -> tuple[Any, Exception | None]:
         """What ``work`` returns; with several processes an error is kept, so that it can travel to all of them."""
-        if self._processes.size == 1:
+        if self._processes.size == 1 and self._world is None:
             return work(), None
         try:
             return work(), None
         except Exception as error:
             return None, error
+
+    def _in_lockstep(self, pieces: Iterator[Piece], samples: int | None, error: Exception | None) -> list[Piece]:
+        """This process's pieces, and what makes them as many as those of the process that has most.
+
+        Where passes wait for each other every process has to make as many: one that has fewer samples goes on with
+        one sample of another process, which is none of the batch's (0 samples). That takes an exchange, always; the
+        pieces are read before it, so that an error of the data is everybody's.
+        """
+        assert self._lockstep is not None
+        own: list[Piece] = []
+        if error is None:
+            read, error = self._attempt(lambda: list(pieces))
+            own = read or []
+        counts = self._lockstep.exchange(_FAILED if error is not None else len(own))
+        if _FAILED in counts:
+            raise_together(self._lockstep, error)
+        if len(set(counts)) == 1 or not self._accumulator.stands_in:
+            return own
+        giver = next(rank for rank, count in enumerate(counts) if count)
+        gives = giver == self._lockstep.rank
+        example = tree.cut(own[0][2], 0, 1, own[0][1], self._axis) if gives else None
+        example = self._lockstep.gather(example)[giver]
+        end = own[-1][0] + own[-1][1] if own else 0
+        return own + [(end, 0, example)] * (max(counts) - len(own))
 
     def _place(self, samples: int | None, position: int | None, error: Exception | None) -> tuple[int | None, int]:
         """This process's place in the whole batch (None: unknown), and the samples of the whole batch, nominally.
