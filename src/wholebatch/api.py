@@ -31,6 +31,7 @@ from wholebatch.display.liveplot import LivePlot
 from wholebatch.loop import Metrics
 from wholebatch.schedule.piecewise import end_of
 from wholebatch.step import Step
+from wholebatch.step.engine import HasStages
 from wholebatch.step.gradient import check_model, check_optimizer
 from wholebatch.step.losses import FunctionLoss, bind
 from wholebatch.step.recompute import recomputed
@@ -126,7 +127,8 @@ def train(
             they have ended when ``train`` returns. A loader has its own.
         parallel: how processes share the work, which changes the speed alone: "auto", "flat" (gradients are summed
             after backward), "ddp" (by DistributedDataParallel, during the last backward), or a mapping of ``engine``
-            (one of these) and ``data`` (how many processes there have to be, or "auto").
+            (one of these) and ``data`` (how many processes there have to be, or "auto"). With ``pipeline`` (how many
+            parts the model is cut into), ``schedule`` and ``cuts``: :func:`wholebatch.parallel.engine`.
         bitwise: not available in this version.
 
     Raises:
@@ -156,6 +158,8 @@ def train(
     where = device_for(device, model)
     model.to(where)
     engine = parallel_processes.engine(parallel, model)
+    if isinstance(engine, HasStages):
+        loader.share(engine.samples)  # the stages of a pipeline have the same samples
     made = optimizer if isinstance(optimizer, Optimizer) or not callable(optimizer) else optimizer(model.parameters())
     attached = _attached(schedule, made)
     step = Step(
@@ -174,6 +178,8 @@ def train(
     tested = None if eval_data is None else _evaluation_loader(eval_data, at_once, workers)
     own, named = copy.deepcopy(metrics), (inputs, targets)
     test = None if tested is None else _evaluation(model, tested, loss, own, where, *named)
+    if test is not None:
+        test = _with_whole(step, test)
     kept_somewhere = run_dir is not None or resume is not False
     shared = kept_somewhere or processes.size > 1
     facts = loop.facts_of(step, loader, loss, schedule, schedule_unit) if shared else {}
@@ -263,6 +269,16 @@ def evaluate(
     model.to(where)
     with closing(_evaluation_loader(data, batch_size, workers)) as loader:
         return _evaluation(model, loader, loss, metrics, where, inputs, targets)()
+
+
+def _with_whole(step: Step, evaluate: Callable[[], dict[str, float]]) -> Callable[[], dict[str, float]]:
+    """``evaluate``, with the whole model on every process for that while."""
+
+    def run() -> dict[str, float]:
+        with step.whole():
+            return evaluate()
+
+    return run
 
 
 def _when(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -92,7 +93,7 @@ def _train(
         eval_data=evaluation_loader(settings, parts),
         seed=settings.seed,
         device=settings.device,
-        parallel={"data": settings.parallel.data, "engine": settings.parallel.engine},
+        parallel=dataclasses.asdict(settings.parallel),
         run_dir=kept,
         resume_allow=allow,
         checkpoint_every=settings.checkpoint_every,

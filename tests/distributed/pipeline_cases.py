@@ -136,9 +136,7 @@ CASES: dict[str, Case] = {
     "a function with weights": Case(Skipping, pair, tokens_of, {"cuts": ["blocks.2"], "schedule": "gpipe"}),
     "windows, auto": Case(parallel={}, window=True, steps=4),
     "auto": Case(parallel={}, micro="auto", steps=4),
-    "sequences first": Case(
-        sequences_first, nn.CrossEntropyLoss(), places_of, {"cuts": ["3"]}, steps=4, options={}
-    ),
+    "sequences first": Case(sequences_first, nn.CrossEntropyLoss(), places_of, {"cuts": ["3"]}, steps=4, options={}),
     "a loss with a parameter": Case(loss=Scaled(), steps=4),
     "a sum": Case(loss=nn.CrossEntropyLoss(reduction="sum"), steps=4, options={}),
     "interleaved": Case(parallel={"schedule": "Interleaved1F1B"}, steps=4),

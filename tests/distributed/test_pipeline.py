@@ -7,7 +7,6 @@ from typing import Any
 
 import pipeline_cases
 import pytest
-import torch
 from pipeline_cases import CASES
 
 import wholebatch as wb
@@ -22,9 +21,7 @@ def exact(name: str) -> Any:
 
 
 def every_case(rank: int, size: int, names: list[str]) -> Any:
-    engine_of = {
-        name: wb.parallel.engine({"pipeline": 2, "data": size // 2, **CASES[name].parallel}) for name in names
-    }
+    engine_of = {name: wb.parallel.engine({"pipeline": 2, "data": size // 2, **CASES[name].parallel}) for name in names}
     found = {}
     for name in names:
         engine = engine_of[name]

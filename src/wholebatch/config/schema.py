@@ -135,6 +135,12 @@ class Parallel:
     """number of processes there have to be, or auto: as many as were started"""
     engine: str = "auto"
     """what sums the gradients: auto, flat (after backward) or ddp (DistributedDataParallel, during it)"""
+    pipeline: int = 1
+    """processes that the model's layers are cut into, one stage or more each"""
+    schedule: str = "1f1b"
+    """order of a pipeline's passes: gpipe, 1f1b, interleaved1f1b, loopedbfs, interleavedzerobubble, zbvzerobubble"""
+    cuts: list[str] | None = None
+    """modules that each begin a stage of the pipeline; null: where the measured times are even"""
 
 
 @dataclass

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wholebatch.core import processes
 from wholebatch.core.batch_sizes import BatchSizes
 from wholebatch.core.cuts import bounds, parts
 from wholebatch.core.errors import DataError
+from wholebatch.core.processes import Processes, current
 from wholebatch.data.adapt import as_dataset, has_random_access
 from wholebatch.data.arrays import ArrayDataset
 from wholebatch.data.checks import positive, restore_place, whole_number
@@ -89,7 +89,7 @@ class BatchLoader:
         workers: int = 0,
         align: int = 1,
     ) -> None:
-        self._processes = processes.current(group)
+        self._processes: Processes = current(group)
         scheduled = isinstance(batch_size, BatchSizes | Mapping) or callable(batch_size)
         given = batch_size if scheduled else positive("batch_size", batch_size)
         self.sizes = given if isinstance(given, BatchSizes) else BatchSizes(given)
@@ -222,6 +222,10 @@ class BatchLoader:
         end = min(self.samples, self._consumed + size)
         least = size if self.drop_last else 1
         return (self._consumed, end) if end - self._consumed >= least else None
+
+    def share(self, processes: Processes) -> None:
+        """Give each of ``processes`` its part of every batch, in place of the group that the loader was made for."""
+        self._processes = processes
 
     def close(self) -> None:
         """End the workers, where there are any; they start anew when they are needed again."""

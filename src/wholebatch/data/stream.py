@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, default_collate
 
-from wholebatch.core import processes, tree
+from wholebatch.core import tree
 from wholebatch.core.cuts import parts
 from wholebatch.core.errors import BatchError, DataError
+from wholebatch.core.processes import Processes, current
 from wholebatch.data.adapt import as_dataset
 from wholebatch.data.checks import positive, restore_place
 from wholebatch.data.transform import Transform, finisher
@@ -51,7 +52,7 @@ class StreamLoader:
         collate: Callable[[list[Any]], Any] | None = None,
         group: Any = None,
     ) -> None:
-        self._processes = processes.current(group)
+        self._processes: Processes = current(group)
         self.dataset = as_dataset(source)
         self.batch_size = None if batch_size is None else positive("batch_size", batch_size)
         self.seed, self.transform = seed, transform
@@ -168,6 +169,10 @@ class StreamLoader:
             DataError: it is no such state.
         """
         self._epoch, _ = restore_place(state, {})
+
+    def share(self, processes: Processes) -> None:
+        """Give each of ``processes`` its part of every batch, in place of the group that the loader was made for."""
+        self._processes = processes
 
     def close(self) -> None:
         """Do nothing: what a source started is its own to end."""

@@ -164,11 +164,12 @@ class Keeper:
         """Save; all processes call it, since the metrics' sums are those of all."""
         begun = self._clock()
         sums = run.sums(self._processes)
-        if self._background is not None:
-            state = run.state(sums, with_history=self._background.store.holds_history)
-            self._background.save(state.to_dict(), step=run.recorder.steps, score=score)
-            if wait or (self._limit is not None and not self._longest_save):
-                self._background.wait()  # once, to know how long it takes
+        with run.step.whole():
+            if self._background is not None:
+                state = run.state(sums, with_history=self._background.store.holds_history)
+                self._background.save(state.to_dict(), step=run.recorder.steps, score=score)
+        if self._background is not None and (wait or (self._limit is not None and not self._longest_save)):
+            self._background.wait()  # once, to know how long it takes
         self._last_saved = self._latest = self._clock()
         self._longest_save = max(self._longest_save, self._last_saved - begun)
 

@@ -104,8 +104,7 @@ def _end_epoch(run: Run, evaluate: Callable[[], dict[str, float]] | None) -> flo
     run.recorder.end_epoch()
     if run.epoch_schedule is not None:
         run.epoch_schedule.step()
-    for buffer in run.step.model.buffers():  # running statistics, which each process has of its own part
-        current().copy_from_first_(buffer)
+    run.step.share_buffers()  # running statistics, which each process has of its own part
     if evaluate is None:
         return None
     values = evaluate()

@@ -30,7 +30,11 @@ def engine(parallel: Any = "auto", model: nn.Module | None = None, group: Any = 
     Args:
         parallel: "flat" (after backward), "ddp" (DistributedDataParallel, during the last micro-batch's backward), or
             "auto": the one that is faster for the device of ``model``. Or a mapping with ``engine``, one of these, and
-            ``data``, the number of processes: "auto" is as many as there are.
+            ``data``, the number of processes: "auto" is as many as there are. Or a mapping with ``pipeline``, the
+            number of parts that the model is cut into, ``data`` times so many processes; ``schedule``, "1f1b",
+            "gpipe", "interleaved1f1b", "loopedbfs", "interleavedzerobubble", "zbvzerobubble" or "dualpipev" (all but
+            the first two have two stages per process); and ``cuts``, the modules that each begin a stage, or None:
+            where the times of forward and backward, as measured, are even.
         model: what is trained; its device and layers decide "auto".
         group: torch.distributed's process group; its default one where one is initialised.
 
@@ -43,6 +47,8 @@ def engine(parallel: Any = "auto", model: nn.Module | None = None, group: Any = 
     here = processes.current(group)
     if asks_for_pipeline(parallel):
         return pipeline_of(parallel, model, here)
+    if isinstance(parallel, Mapping):
+        parallel = {key: value for key, value in parallel.items() if key not in ("pipeline", "schedule", "cuts")}
     name = _name(parallel, here)
     if here.size == 1 or (name if name != "auto" else _faster(model)) == "flat":
         return Flat(here)

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from wholebatch.core.errors import ConfigError, nearest
 from wholebatch.core.processes import Processes
 from wholebatch.parallel.mesh import Layout, Mesh, mesh_of
-from wholebatch.parallel.stages import PipelinePasses
+from wholebatch.parallel.pipeline_passes import PipelinePasses
 from wholebatch.step.over_processes import Totals, add_totals, kind_of, sum_gradients
 
 KEYS = ("data", "engine", "pipeline", "schedule", "cuts", "shard", "tensor")
@@ -77,7 +77,7 @@ class PipelineEngine:
     """
 
     overlaps = False
-    world = None
+    world: Processes | None = None
     lockstep = stands_in = False
 
     def __init__(self, mesh: Mesh, schedule: str, cuts: Sequence[str] | None) -> None:
@@ -154,13 +154,9 @@ class PipelineEngine:
         for gradient in gradients:
             if id(gradient) in counted:
                 parts = gradient.values() if gradient.is_sparse else gradient
-                square += torch.linalg.vector_norm(parts, dtype=torch.promote_types(parts.dtype, torch.float32)).cpu() ** 2
+                square += torch.linalg.vector_norm(parts).to(square) ** 2
         sums = self.pipe.sum_(torch.stack([square, torch.tensor(float(not finite), dtype=torch.float64)]))
         return sums[0].sqrt(), not sums[1]
-
-    def first_said(self, text: str | None) -> str:
-        """Return the first process's text that is not None; all processes call it."""
-        return next((said for said in self.processes.gather(text) if said is not None), "")
 
     # who has what ------------------------------------------------------------------------------------
 

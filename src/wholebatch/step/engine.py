@@ -65,6 +65,9 @@ class Engine(Protocol):
 class HasStages(Protocol):
     """What an engine has besides, where every process has some stages of the model only."""
 
+    samples: Processes
+    """Those that share a batch's samples, one of each pipeline."""
+
     def passes(self, *arguments: Any, **options: Any) -> Any:
         """Return what runs the micro-batches of a step, in place of :class:`wholebatch.step.passes.Passes`."""
         ...

@@ -232,7 +232,7 @@ class Step:
     @property
     def processes(self) -> Processes:
         """The processes that share a batch's samples."""
-        return self._processes
+        return self._processes if self._stages is None else self._stages.samples
 
     @property
     def split(self) -> bool:
