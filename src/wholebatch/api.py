@@ -206,7 +206,7 @@ def train(
     ):
         for plot in [one for one in observers if isinstance(one, LivePlot)]:
             plot.join(shown, kept)
-        return loop.train(
+        history = loop.train(
             step,
             loader,
             shape,
@@ -222,6 +222,8 @@ def train(
             facts=facts,
             batch_rate=batch_rate,
         )
+        step.gather()
+        return history
 
 
 @parallel_processes.losses_named()

@@ -107,8 +107,10 @@ class PipelineEngine:
     # the step's sums ---------------------------------------------------------------------------------
 
     def begin(self, parameters: Sequence[Tensor], model: nn.Module) -> None:
-        """Keep the parameters."""
+        """Keep the parameters; what ``gather`` brought together is this process's part again."""
         self._parameters = parameters
+        if self._whole and self._owners:
+            self._empty()
 
     def backward(self, loss_sum: Tensor, upstream: Tensor, last: bool) -> None:
         """Not used: torch's schedule runs backward."""
@@ -189,6 +191,16 @@ class PipelineEngine:
         if self._whole:
             yield
             return
+        self.gather()
+        try:
+            yield
+        finally:
+            self._empty()
+
+    def gather(self) -> None:
+        """Give every process the whole model and the optimizer's whole state; all processes call it."""
+        if self._whole:
+            return
         for tensor, owners in zip(self._tensors, self._owners, strict=True):
             if self.pipe.rank not in owners:
                 tensor.data = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
@@ -198,10 +210,6 @@ class PipelineEngine:
                 tensor.detach().copy_(data)
         self._fill_optimizer()
         self._whole = True
-        try:
-            yield
-        finally:
-            self._empty()
 
     def _fill_optimizer(self) -> None:
         assert self._optimizer is not None

@@ -68,7 +68,7 @@ class PipelinePasses:
         self.model, self.step = model, 0
         self.watch: Callable[..., None] | None = None
         self.norms = _NoNorms(lambda: engine.processes.exchange(_FAILED))
-        self.promise = Promise(model, says=engine.processes.rank == 0)
+        self.promise = Promise(model, says=engine.data.rank == 0)
         self._engine, self._loss, self._accumulator = engine, loss, accumulator
         self._micro_batch, self._precision, self._axis = micro_batch, precision, axis
         self._device = next((p.device for p in model.parameters()), torch.device("cpu"))
@@ -173,7 +173,7 @@ class PipelinePasses:
         number = max(len(self._window), self._engine.count)
         schedule = self._schedule(number)
         self._error = None
-        if self.promise.at_risk and (len(self._window) > 1 or self._engine.samples.size > 1):
+        if self.promise.at_risk and 0 in self._stages.own and (len(self._window) > 1 or self._engine.samples.size > 1):
             self.promise.cut()
         numbers = torch.arange(number)
         first = (numbers,) if 0 in self._stages.own else ()
@@ -254,9 +254,7 @@ class PipelinePasses:
         """See that the masks were those of one process, and say what was drawn beside them."""
         if self._draws is None:
             return
-        if stage.last:  # the loss's own come after all others
-            stage.calls = max(stage.calls, self._draws.calls)
-        if self._draws.calls != stage.calls:
+        if self._draws.calls != stage.calls and not stage.last:  # nothing comes after the last one
             raise InputError(
                 f"stage {stage.number} made {self._draws.calls} calls of dropout for one micro-batch and {stage.calls} "
                 "for another, so the masks of later stages are not known; let every micro-batch make the same calls"

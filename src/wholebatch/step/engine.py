@@ -80,6 +80,10 @@ class HasStages(Protocol):
         """Within it every process has the whole model and the optimizer's whole state; all processes call it."""
         ...
 
+    def gather(self) -> None:
+        """Give every process the same until the next step; all processes call it."""
+        ...
+
     def share_buffers(self) -> None:
         """Make every stage's buffers those of the first process that has them; all processes call it."""
         ...

@@ -195,6 +195,11 @@ class Step:
         """
         return contextlib.nullcontext() if self._stages is None else self._stages.whole()
 
+    def gather(self) -> None:
+        """Make the model and the optimizer's state whole on every process, which all have to call, until a next step."""
+        if self._stages is not None:
+            self._stages.gather()
+
     def share_buffers(self) -> None:
         """Make the buffers of all processes, each of which has seen its own part, those of the first one."""
         if self._stages is not None:
