@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from wholebatch.core import tree
 from wholebatch.core.errors import InputError
 from wholebatch.parallel.traced import Traced
 from wholebatch.step.unkeyed import unchanged_buffers
@@ -93,3 +95,26 @@ def _forward_and_backward(part: Any, values: Sequence[Any], trained: Sequence[Te
     if outputs and wanted:
         torch.autograd.grad([output.float().sum() for output in outputs], wanted, allow_unused=True)
     return pytree.tree_map_only(Tensor, torch.detach, left)
+
+
+def crossing_bytes(model: nn.Module, inputs: Any, stages: int) -> int:
+    """Return the largest number of bytes a sample that cross between the stages, cut by measured time.
+
+    Args:
+        model: what is cut.
+        inputs: of a few samples, what it is called with.
+        stages: how many.
+
+    Raises:
+        InputError: it cannot be cut so often.
+    """
+    traced = Traced(model, (inputs,), {})
+    values = traced.values((inputs,), {})
+    places = [0, *(traced.place_of(name) for name in measured_cuts(traced, values, stages))]
+    found = 0
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), unchanged_buffers(model):
+        for start, stop in itertools.pairwise(places):
+            values = traced.part(start, stop)(values)
+            tensors = [leaf for leaf in pytree.tree_leaves(values) if isinstance(leaf, Tensor)]
+            found = max(found, sum(tensor.numel() * tensor.element_size() for tensor in tensors))
+    return -(-found // tree.count(inputs))
