@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 from wholebatch.core.errors import InputError, nearest
 
@@ -39,8 +40,8 @@ class Traced:
                 raise InputError(f"cuts: the model has no module {name!r}{nearest(name, list(modules))}")
         self.model = model
         self._names = {id(function): name for name, function in vars(F).items() if callable(function)}
-        given = _bound(model, args, kwargs)
-        graph = _graph(model, given, {name for cut in cuts for name in _ancestors(cut)})
+        given, self._fixed = _bound(model, args, kwargs)
+        graph = _graph(model, given, self._fixed, {name for cut in cuts for name in _ancestors(cut)})
         inputs = [node for node in graph.nodes if node.op == "placeholder"]
         self.inputs = [node for node in inputs if str(node.target).lstrip("*") in given]
         left_out = {node for node in inputs if node not in self.inputs}
@@ -51,8 +52,17 @@ class Traced:
         self.output = next(node for node in graph.nodes if node.op == "output")
 
     def values(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
-        """Return what the first stage begins with."""
-        given = _bound(self.model, args, kwargs)
+        """Return what the first stage begins with.
+
+        Raises:
+            InputError: a number or a flag is another one than when the model was traced.
+        """
+        given, fixed = _bound(self.model, args, kwargs)
+        if fixed != self._fixed or given.keys() != {str(node.target).lstrip("*") for node in self.inputs}:
+            raise InputError(
+                f"the model is called with {fixed or 'nothing but tensors'} where it was {self._fixed or 'nothing'}; "
+                "in a pipeline every micro-batch is called alike"
+            )
         return [given[str(node.target).lstrip("*")] for node in self.inputs]
 
     def place_of(self, name: str) -> int:
@@ -170,8 +180,8 @@ def _ancestors(name: str) -> list[str]:
     return [".".join(parts[:length]) for length in range(1, len(parts))]
 
 
-def _bound(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """What each parameter of forward is given."""
+def _bound(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What each parameter of forward is given: what holds tensors, and all else, defaults included."""
     bound = inspect.signature(model.forward).bind(*args, **kwargs)
     given = dict(bound.arguments)
     for name, parameter in inspect.signature(model.forward).parameters.items():
@@ -179,18 +189,20 @@ def _bound(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> 
             given.pop(name, None)
             if bound.kwargs.keys() - given.keys():
                 raise InputError("a pipeline's model is called with **kwargs; name its arguments in forward")
-    return given
+        elif parameter.default is not inspect.Parameter.empty:
+            given.setdefault(name, parameter.default)
+    fixed = {name: value for name, value in given.items() if not _holds_tensor(value)}
+    return {name: value for name, value in given.items() if name not in fixed}, fixed
 
 
-def _graph(model: nn.Module, given: Mapping[str, Any], opened: set[str]) -> fx.Graph:
-    defaults = {
-        name: parameter.default
-        for name, parameter in inspect.signature(model.forward).parameters.items()
-        if name not in given and parameter.default is not inspect.Parameter.empty
-    }
+def _holds_tensor(value: Any) -> bool:
+    return any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(value))
+
+
+def _graph(model: nn.Module, given: Mapping[str, Any], fixed: Mapping[str, Any], opened: set[str]) -> fx.Graph:
     try:
         with torch.no_grad():
-            return _Tracer(opened).trace(model, concrete_args=defaults or None)
+            return _Tracer(opened).trace(model, concrete_args=dict(fixed) or None)
     except Exception as error:
         reason = " ".join(str(error).split()[:40])
         raise InputError(

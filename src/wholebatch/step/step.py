@@ -196,7 +196,7 @@ class Step:
         return contextlib.nullcontext() if self._stages is None else self._stages.whole()
 
     def gather(self) -> None:
-        """Make the model and the optimizer's state whole on every process, which all have to call, until a next step."""
+        """Make model and optimizer state whole on every process until the next step; all of them call it."""
         if self._stages is not None:
             self._stages.gather()
 
