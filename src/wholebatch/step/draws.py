@@ -59,6 +59,7 @@ class Draws:
         self._probed_shapes: list[Shape] | None = None
         self._calls: dict[int, int] = {}
         self._micro_batch_key = 0
+        self.asks = True  # whether a probe may be made
         self.unplaced = False  # whether the position in the whole batch is not known
         self._step = self._position = self._samples = 0
         self._seeding = True
@@ -223,6 +224,8 @@ class Draws:
         if not of_weight and samples > 1 and lead.count(samples) == 1:
             axis = lead.index(samples)
             if axis == 0 or self._seen.get((call, len(lead)), (None,))[0] == (axis, 1):
+                if not self.asks:
+                    self._seen[call, len(lead)] = (axis, 1), _without(lead, axis)  # for a last piece of one sample
                 return axis, 1
         found = (call, samples, lead)
         if found not in self._places:
