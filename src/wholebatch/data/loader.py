@@ -131,6 +131,10 @@ class BatchLoader:
         """How many samples of the current epoch were handed out."""
         return self._consumed
 
+    def share(self, those: processes.Processes) -> None:
+        """Give each of ``those`` processes its part of every batch from now on."""
+        self._processes = those
+
     def __len__(self) -> int:
         """Return the number of batches of the current epoch."""
         return self.batches_in(self._epoch)

@@ -94,6 +94,10 @@ class StreamLoader:
         """The current epoch, from 0; it rises when a ``for`` reaches its end."""
         return self._epoch
 
+    def share(self, those: processes.Processes) -> None:
+        """Give each of ``those`` processes its part of every batch from now on."""
+        self._processes = those
+
     def __len__(self) -> int:
         """Return the number of batches of an epoch.
 

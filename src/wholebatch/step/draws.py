@@ -20,6 +20,7 @@ from torch import Tensor
 from wholebatch.core import keys
 from wholebatch.core.errors import BatchError
 from wholebatch.step.dropout import keyed_functions
+from wholebatch.step.parts import is_part, own_mask, some_heads, whole_shape
 
 OFF = "dropout_is_off"  # an attribute of a function in the place of a dropout that is to stay off in a step as well
 NAMES = (
@@ -179,8 +180,16 @@ class Draws:
             return False
         return now[0].numpy().tobytes() == begun[0].numpy().tobytes()
 
-    def drop(self, x: Tensor, lead: Shape, p: float) -> Tensor:
-        """Return the boolean mask of one keyed call on ``x``, True with probability ``p``, shape ``lead``."""
+    def drop(self, x: Tensor, lead: Shape, p: float, heads: bool = False) -> Tensor:
+        """Return the boolean mask of one keyed call on ``x``, True with probability ``p``, shape ``lead``.
+
+        Of what several processes compute together it is this process's part of the whole mask.
+        """
+        together = is_part(x) or (heads and some_heads())
+        whole = self._drop(x, whole_shape(lead) if together and not is_part(x) else lead, p)
+        return own_mask(whole, x) if together else whole
+
+    def _drop(self, x: Tensor, lead: Shape, p: float) -> Tensor:
         device = x.device
         if self._recording is not None:
             return self._record_call(x, lead)
@@ -282,6 +291,7 @@ class Draws:
     def _record_call(self, x: Tensor, lead: Shape) -> Tensor:
         assert self._recording is not None
         if self._watched is not None and self._watched[0] == len(self._recording):
+            x = x.full_tensor() if is_part(x) else x  # type: ignore[attr-defined]
             rows = x.detach().double().movedim(self._watched[1], 0).flatten(1)
             self._rows = rows @ torch.arange(1.0, rows.shape[1] + 1, dtype=rows.dtype, device=rows.device).sin()
         self._recording.append(lead)
