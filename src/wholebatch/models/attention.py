@@ -5,7 +5,6 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-
 TENSOR_PLAN = {  # of a model that has its layers in ``layers``; see wholebatch.parallel.tensor
     "layers.*.attention": "heads",
     "layers.*.mlp.0": "colwise",

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from wholebatch.core import tree
 from wholebatch.core.errors import ConfigError
 from wholebatch.parallel.mesh import Mesh
 from wholebatch.step.over_processes import Totals, add_totals, same_start
@@ -142,12 +143,19 @@ def _shard(mesh: Mesh, model: nn.Module, whole_between: bool) -> dict[int, tuple
     before = dict(model.named_parameters())
     along: Any = mesh["data", "shard"] if mesh.layout.data > 1 else mesh["shard"]
     for unit in [*units(model), model]:
+        if not whole_between:
+            unit.register_forward_hook(_without_views)
         fully_shard(unit, mesh=along, reshard_after_forward=not whole_between)
         unit.set_gradient_divide_factor(1.0)  # type: ignore[operator]
         unit.set_force_sum_reduction_for_comms(True)  # type: ignore[operator]
         unit.set_reduce_scatter_unused_params(True)  # type: ignore[operator]
     after = dict(model.named_parameters())
     return {id(parameter): (parameter, after[name]) for name, parameter in before.items()}
+
+
+def _without_views(unit: nn.Module, inputs: Any, output: Any) -> Any:
+    """Copy outputs that are views: torch's hook on one is lost where somebody changes it in place."""
+    return tree.map_tensors(lambda one: one.clone() if one.requires_grad and one._base is not None else one, output)
 
 
 def units(model: nn.Module) -> list[nn.Module]:

@@ -108,7 +108,9 @@ def ways_of(model: nn.Module, plan: Any, size: int) -> dict[str, str]:
             raise ConfigError(f"parallel: plan: {pattern}: there is no way {way!r}{hint}")
         names = [name for name in layers if name and _fits(name, str(pattern))]
         if not names:
-            raise ConfigError(f"parallel: plan: {pattern!r} names no layer of {type(model).__name__}{_near(pattern, layers)}")
+            raise ConfigError(
+                f"parallel: plan: {pattern!r} names no layer of {type(model).__name__}{_near(pattern, layers)}"
+            )
         for name in names:
             _check(name, layers[name], str(way), size)
             found[name] = str(way)

@@ -20,7 +20,9 @@ from wholebatch.core.processes import Processes
 SPLIT = "split_by_wholebatch"  # an attribute of a model, of the kind Split
 ORDER = "order_of_rows"  # an attribute of a parameter whose rows are dealt out in another order than the whole one's
 
-_heads: list[tuple[int, int]] = []  # within attention of which this process computes some heads: its number, of how many
+_heads: list[
+    tuple[int, int]
+] = []  # within attention of which this process computes some heads: its number, of how many
 
 
 @dataclass(frozen=True)
