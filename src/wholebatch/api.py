@@ -22,6 +22,7 @@ from wholebatch import schedule as schedules
 from wholebatch.checkpoint import Every, seconds_of
 from wholebatch.core.batch_sizes import BatchSizes
 from wholebatch.core.errors import ConfigError, InputError, nearest
+from wholebatch.core.processes import sharing_samples
 from wholebatch.core.record import History, Observer, RunShape
 from wholebatch.core.url import location
 from wholebatch.data import BatchLoader, StreamLoader, as_loader
@@ -34,6 +35,7 @@ from wholebatch.step import Step
 from wholebatch.step.engine import HasStages
 from wholebatch.step.gradient import check_model, check_optimizer
 from wholebatch.step.losses import FunctionLoss, bind
+from wholebatch.step.parts import split_of
 from wholebatch.step.recompute import recomputed
 
 _BATCH_SIZE = 512
@@ -125,10 +127,11 @@ def train(
         display: show progress on standard output: live on a terminal, a line per epoch elsewhere.
         workers: processes that read the samples of a ``Dataset`` ahead of time (:class:`wholebatch.data.BatchLoader`);
             they have ended when ``train`` returns. A loader has its own.
-        parallel: how processes share the work, which changes the speed alone: "auto", "flat" (gradients are summed
-            after backward), "ddp" (by DistributedDataParallel, during the last backward), or a mapping of ``engine``
-            (one of these) and ``data`` (how many processes there have to be, or "auto"). With ``pipeline`` (how many
-            parts the model is cut into), ``schedule`` and ``cuts``: :func:`wholebatch.parallel.engine`.
+        parallel: how processes share the work, which changes speed and memory alone: "auto", "flat" (gradients are
+            summed after backward), "ddp" (by DistributedDataParallel, during the last backward), or a mapping such as
+            ``{"shard": 2}``, ``{"data": 2, "tensor": 2}`` or ``{"pipeline": 2, "schedule": "1f1b"}``
+            (:func:`wholebatch.parallel.engine`). A model that is sharded or split by tensors stays so, one that was cut
+            into stages is whole again at the end; checkpoints in the run folder are always whole.
         bitwise: not available in this version.
 
     Raises:
@@ -161,6 +164,7 @@ def train(
     if isinstance(engine, HasStages):
         loader.share(engine.samples)  # the stages of a pipeline have the same samples
     made = optimizer if isinstance(optimizer, Optimizer) or not callable(optimizer) else optimizer(model.parameters())
+    parallel_processes.adopt(made, engine)
     attached = _attached(schedule, made)
     step = Step(
         model,
@@ -176,6 +180,9 @@ def train(
     at_once = loader.batch_size if micro_batch == "auto" else int(micro_batch)
     at_once = min(processes.exchange(at_once or 0)) or None  # evaluation cuts alike everywhere; training need not
     tested = None if eval_data is None else _evaluation_loader(eval_data, at_once, workers)
+    for one in [loader, *([] if tested is None else [tested])]:
+        if step.processes is not processes and step.split:
+            one.share(step.processes)
     own, named = copy.deepcopy(metrics), (inputs, targets)
     test = None if tested is None else _evaluation(model, tested, loss, own, where, *named)
     if test is not None:
@@ -198,6 +205,7 @@ def train(
     shown = choose(sys.stdout) if display and processes.rank == 0 else Observer()  # one process prints and writes
     say = shown.message if display else None
     with (
+        sharing_samples(step.processes) if step.split else nullcontext(),
         closing(loader),
         closing(tested or loader),
         nullcontext() if recompute is None else recomputed(model, recompute),
@@ -264,12 +272,17 @@ def evaluate(
     >>> evaluate(nn.Identity(), (torch.eye(4), torch.tensor([0, 1, 2, 0])))
     {'accuracy': 0.75, 'samples': 4.0}
     """
-    check_model(model)
+    check_model(model, splits=True)
     parallel_processes.init()
     own = next((p.device for p in model.parameters()), torch.device("cpu"))
     where = own if device == "auto" else device_for(device, model)
-    model.to(where)
-    with closing(_evaluation_loader(data, batch_size, workers)) as loader:
+    if not split_of(model):
+        model.to(where)
+    split = split_of(model)
+    with (
+        nullcontext() if split is None else sharing_samples(split.samples),
+        closing(_evaluation_loader(data, batch_size, workers)) as loader,
+    ):
         return _evaluation(model, loader, loss, metrics, where, inputs, targets)()
 
 

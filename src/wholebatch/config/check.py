@@ -80,7 +80,11 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "schedule.max_update": (_at_least_1, f"null, or {_COUNT}"),
     "schedule.final_lr": (_not_negative, "null, or a number, 0 or more"),
     "loss.label_smoothing": (lambda v: 0 <= v <= 1, "a number from 0 to 1"),
-    "parallel.pipeline": (_at_least_1, _COUNT),
+    "parallel.pipeline": (lambda v: 1 <= v <= _LARGEST, _COUNT),
+    "parallel.shard": (lambda v: 1 <= v <= _LARGEST, _COUNT),
+    "parallel.tensor": (lambda v: 1 <= v <= _LARGEST, _COUNT),
+    "parallel.reshard": (lambda v: v in (None, "step", "layer"), "null, step or layer"),
+    "parallel.plan": (lambda v: v is None or isinstance(v, (dict, str)), "null, or {layer: way}"),
     "parallel.data": (lambda v: v == "auto" or (isinstance(v, int) and _at_least_1(v)), f"auto, or {_COUNT}"),
 }
 _CHOICES = {
@@ -90,15 +94,6 @@ _CHOICES = {
     "data.augment.crop_mode": ("constant", "reflect"),
     "data.augment.callable_per": ("sample", "batch"),
     "parallel.engine": ("auto", "flat", "ddp"),
-    "parallel.schedule": (
-        "gpipe",
-        "1f1b",
-        "interleaved1f1b",
-        "loopedbfs",
-        "interleavedzerobubble",
-        "zbvzerobubble",
-        "dualpipev",
-    ),
 }
 
 

@@ -132,15 +132,23 @@ class Parallel:
     """How processes share every batch; the result does not depend on it."""
 
     data: int | str = "auto"
-    """number of processes there have to be, or auto: as many as were started"""
+    """processes along the samples; auto: what the others leave of those that were started"""
+    shard: int = 1
+    """processes that parameters, gradients and optimizer state are split over, besides sharing the samples"""
+    tensor: int = 1
+    """processes that single layers are split over, by plan"""
+    reshard: str | None = None
+    """with shard: parameters are whole for a step (step), or layer by layer (layer: less memory); null: step"""
+    plan: Any = None
+    """with tensor: {layer: way}, such as {blocks.*.mlp.fc1: colwise}; null: that of the model, where it has one"""
     engine: str = "auto"
     """what sums the gradients: auto, flat (after backward) or ddp (DistributedDataParallel, during it)"""
     pipeline: int = 1
     """processes that the model's layers are cut into, one stage or more each"""
-    schedule: str = "1f1b"
-    """order of a pipeline's passes: gpipe, 1f1b, interleaved1f1b, loopedbfs, interleavedzerobubble, zbvzerobubble"""
+    schedule: str | None = None
+    """with pipeline: the order of its passes, 1f1b, gpipe, interleaved1f1b, zbvzerobubble, …; null: 1f1b"""
     cuts: list[str] | None = None
-    """modules that each begin a stage of the pipeline; null: where the measured times are even"""
+    """with pipeline: the modules that each begin a stage; null: where the measured times are even"""
 
 
 @dataclass

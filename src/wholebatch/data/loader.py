@@ -131,6 +131,10 @@ class BatchLoader:
         """How many samples of the current epoch were handed out."""
         return self._consumed
 
+    def share(self, those: Processes) -> None:
+        """Give each of ``those`` processes its part of every batch from now on."""
+        self._processes = those
+
     def __len__(self) -> int:
         """Return the number of batches of the current epoch."""
         return self.batches_in(self._epoch)
@@ -222,10 +226,6 @@ class BatchLoader:
         end = min(self.samples, self._consumed + size)
         least = size if self.drop_last else 1
         return (self._consumed, end) if end - self._consumed >= least else None
-
-    def share(self, processes: Processes) -> None:
-        """Give each of ``processes`` its part of every batch, in place of the group that the loader was made for."""
-        self._processes = processes
 
     def close(self) -> None:
         """End the workers, where there are any; they start anew when they are needed again."""

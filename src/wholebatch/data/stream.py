@@ -95,6 +95,10 @@ class StreamLoader:
         """The current epoch, from 0; it rises when a ``for`` reaches its end."""
         return self._epoch
 
+    def share(self, those: Processes) -> None:
+        """Give each of ``those`` processes its part of every batch from now on."""
+        self._processes = those
+
     def __len__(self) -> int:
         """Return the number of batches of an epoch.
 
@@ -169,10 +173,6 @@ class StreamLoader:
             DataError: it is no such state.
         """
         self._epoch, _ = restore_place(state, {})
-
-    def share(self, processes: Processes) -> None:
-        """Give each of ``processes`` its part of every batch, in place of the group that the loader was made for."""
-        self._processes = processes
 
     def close(self) -> None:
         """Do nothing: what a source started is its own to end."""

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import nn
 
+from wholebatch.core import tree
 from wholebatch.core.errors import DataError, InputError
 from wholebatch.core.processes import current
 from wholebatch.data import BatchLoader, StreamLoader
@@ -17,6 +17,7 @@ from wholebatch.loop.metrics import Metrics
 from wholebatch.loop.modes import modes_given_back
 from wholebatch.step.losses import LossCall, call_model, targets_of
 from wholebatch.step.over_processes import raise_together
+from wholebatch.step.parts import ready_to_evaluate, split_of
 from wholebatch.sums import Accumulator
 
 
@@ -34,12 +35,12 @@ def evaluate(
     processes, error = current(), None
     sums = Accumulator("loss", "weight", "samples", "failed")
     metrics.reset()
-    with modes_given_back(model), _from_the_beginning(loader), torch.inference_mode():
+    with modes_given_back(model), _from_the_beginning(loader), ready_to_evaluate(model):
         model.eval()
         try:
             _feed(model, loader, metrics, loss, device, sums)
         except Exception as caught:
-            if processes.size == 1:
+            if processes.size == 1 or _waits(model):
                 raise
             error = caught  # it travels to the other processes, which wait for this one's sums
             sums.add(0, 0, 0, 1)
@@ -72,6 +73,8 @@ def _feed(
     before = 0
     for window in loader.windows(None, device):
         if not window.samples:
+            if _waits(model):
+                _stand_in(model, window.whole(), loss)
             continue
         batch = window.whole()
         loss_sum: Any = 0
@@ -87,6 +90,17 @@ def _feed(
             metrics.add(output, *targets_of(batch))
         sums.add(loss_sum, 0 if weight is None else weight, window.samples, 0)
         before += loader.batch_size or window.samples
+
+
+def _waits(model: nn.Module) -> bool:
+    split = split_of(model)
+    return split is not None and split.waits
+
+
+def _stand_in(model: nn.Module, empty: Any, loss: LossCall | None) -> None:
+    """Run the model for nothing, on a sample of zeros, since the others wait within it."""
+    example = tree.map_tensors(lambda tensor: tensor.new_zeros(1, *tensor.shape[1:]), empty)
+    call_model(model, example) if loss is None else loss.forward(model, example)
 
 
 def _mean(sums: Accumulator, loss: LossCall) -> float:

@@ -21,46 +21,38 @@ from wholebatch.parallel.mesh import Layout, Mesh, mesh_of
 from wholebatch.parallel.pipeline_passes import PipelinePasses
 from wholebatch.step.over_processes import Totals, add_totals, kind_of, sum_gradients
 
-KEYS = ("data", "engine", "pipeline", "schedule", "cuts", "shard", "tensor")
 ONE_STAGE = ("gpipe", "1f1b")
 LOOPED = ("interleaved1f1b", "loopedbfs", "interleavedzerobubble")
 V_SHAPED = ("zbvzerobubble", "dualpipev")
 SCHEDULES = (*ONE_STAGE, *LOOPED, *V_SHAPED)
 
 
-def asks_for_pipeline(parallel: Any) -> bool:
-    """Return whether ``parallel=`` asks for more than one stage."""
-    return isinstance(parallel, Mapping) and parallel.get("pipeline", 1) not in (1, None)
-
-
-def pipeline_of(said: Mapping[str, Any], model: nn.Module | None, here: Processes) -> PipelineEngine:
+def pipeline_of(
+    layout: Layout, said: Mapping[str, Any], name: str, model: nn.Module | None, here: Processes
+) -> PipelineEngine:
     """Return the engine that ``parallel=`` with ``pipeline`` means.
 
     Raises:
-        ConfigError: an unknown key or schedule, another number of processes, or what a pipeline does not go with.
+        ConfigError: an unknown schedule, another number of cuts than it needs, or what a pipeline does not go with.
     """
-    for key in said:
-        if key not in KEYS:
-            raise ConfigError(f"parallel: there is no key {key!r}{nearest(str(key), KEYS)}")
     for key in ("shard", "tensor"):
-        if said.get(key, 1) not in (1, None):
+        if getattr(layout, key) > 1:
             raise ConfigError(
-                f"parallel: pipeline={said['pipeline']} with {key}={said[key]} is not available in this version; "
-                "a pipeline goes with data alone"
+                f"parallel: pipeline={layout.pipeline} with {key}={getattr(layout, key)} is not available in this "
+                "version; a pipeline goes with data alone"
             )
-    if said.get("engine") not in (None, "auto", "flat"):
-        raise ConfigError(f"parallel: engine={said['engine']!r} does not go with a pipeline; leave it out")
+    if name not in ("auto", "flat"):
+        raise ConfigError(f"parallel: engine={name!r} does not go with a pipeline; leave it out")
     schedule = str(said.get("schedule") or "1f1b").lower()
     if schedule not in SCHEDULES:
         hint = nearest(schedule, SCHEDULES)
         raise ConfigError(f"parallel: schedule={said['schedule']!r}; expected one of {', '.join(SCHEDULES)}{hint}")
-    stages = int(said["pipeline"]) * (1 if schedule in ONE_STAGE else 2) if isinstance(said["pipeline"], int) else 0
+    stages = layout.pipeline * (1 if schedule in ONE_STAGE else 2)
     cuts = said.get("cuts")
-    cuts = None if cuts in (None, "auto") else [cuts] if isinstance(cuts, str) else list(cuts)
-    layout = Layout.of({key: said[key] for key in ("data", "pipeline") if said.get(key) is not None}, here.size)
+    cuts = None if cuts is None else [cuts] if isinstance(cuts, str) else list(cuts)
     if cuts is not None and len(cuts) != stages - 1:
         raise ConfigError(
-            f"parallel: cuts={cuts} make {len(cuts) + 1} stages, but pipeline={said['pipeline']} with the schedule "
+            f"parallel: cuts={cuts} make {len(cuts) + 1} stages, but pipeline={layout.pipeline} with the schedule "
             f"{schedule} has {stages}; name {stages - 1} modules, each the first of a stage"
         )
     device = next((p.device.type for p in model.parameters()), "cpu") if model is not None else "cpu"

@@ -20,9 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from wholebatch.core import tree
 from wholebatch.core.errors import ConfigError
 from wholebatch.parallel.mesh import Mesh
 from wholebatch.step.over_processes import Totals, add_totals, same_start
+from wholebatch.step.parts import SPLIT, Split, gather, units_of
 
 RESHARD = ("step", "layer")
 
@@ -41,6 +43,7 @@ class ShardEngine:
         self._parameters: Sequence[Tensor] = ()
         self._used: set[str] = set()
         self.moved = _shard(mesh, model, whole_between=reshard == "step")
+        setattr(model, SPLIT, Split(mesh.samples, self.lockstep))
         self._root: Any = model
         self._root._get_fsdp_state()._lazy_init()  # else the first forward does so, which not every process makes
         self._note_used(model)
@@ -112,8 +115,9 @@ class ShardEngine:
                     full = f"{prefix}.{name}" if prefix else name
                     parameter.register_post_accumulate_grad_hook(lambda _, full=full: self._used.add(full))
 
+        sharded = set(units_of(model))
         for prefix, unit in model.named_modules():
-            if _is_unit(unit):
+            if unit in sharded:
                 unit.register_forward_pre_hook(lambda u, i, prefix=prefix: note(u, i, prefix))
 
 
@@ -123,29 +127,10 @@ def _detach(model: nn.Module) -> None:
     They gather, sum and give up layer by layer, which here happens once a window; and a forward within a forward
     (one that is made to see where a dropped tensor's samples are) leads them astray.
     """
-    for unit in model.modules():
-        if _is_unit(unit):
-            state = unit._get_fsdp_state()  # type: ignore[operator]
-            state._pre_forward_hook_handle.remove()
-            state._post_forward_hook_handle.remove()
-
-
-def gather(model: nn.Module) -> None:
-    """Make every layer of a sharded model whole, in the order of the model; all processes call it."""
-    for unit in model.modules():
-        if _is_unit(unit):
-            unit.unshard()  # type: ignore[operator]
-
-
-def release(model: nn.Module) -> None:
-    """Give up what other processes hold of a sharded model; any other is left as it is."""
-    for unit in model.modules():
-        if _is_unit(unit):
-            unit.reshard()  # type: ignore[operator]
-
-
-def _is_unit(module: nn.Module) -> bool:
-    return hasattr(module, "set_requires_gradient_sync")
+    for unit in units_of(model):
+        state = unit._get_fsdp_state()
+        state._pre_forward_hook_handle.remove()
+        state._post_forward_hook_handle.remove()
 
 
 def _shard(mesh: Mesh, model: nn.Module, whole_between: bool) -> dict[int, tuple[Tensor, Tensor]]:
@@ -158,12 +143,19 @@ def _shard(mesh: Mesh, model: nn.Module, whole_between: bool) -> dict[int, tuple
     before = dict(model.named_parameters())
     along: Any = mesh["data", "shard"] if mesh.layout.data > 1 else mesh["shard"]
     for unit in [*units(model), model]:
+        if not whole_between:
+            unit.register_forward_hook(_without_views)
         fully_shard(unit, mesh=along, reshard_after_forward=not whole_between)
         unit.set_gradient_divide_factor(1.0)  # type: ignore[operator]
         unit.set_force_sum_reduction_for_comms(True)  # type: ignore[operator]
         unit.set_reduce_scatter_unused_params(True)  # type: ignore[operator]
     after = dict(model.named_parameters())
     return {id(parameter): (parameter, after[name]) for name, parameter in before.items()}
+
+
+def _without_views(unit: nn.Module, inputs: Any, output: Any) -> Any:
+    """Copy outputs that are views: torch's hook on one is lost where somebody changes it in place."""
+    return tree.map_tensors(lambda one: one.clone() if one.requires_grad and one._base is not None else one, output)
 
 
 def units(model: nn.Module) -> list[nn.Module]:

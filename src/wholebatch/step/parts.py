@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,9 +17,67 @@ from torch import Tensor, nn
 
 from wholebatch.core.processes import Processes
 
+SPLIT = "split_by_wholebatch"  # an attribute of a model, of the kind Split
 ORDER = "order_of_rows"  # an attribute of a parameter whose rows are dealt out in another order than the whole one's
 
-_heads: list[tuple[int, int]] = []  # within attention of which this process computes some heads: its number, of how many
+_heads: list[
+    tuple[int, int]
+] = []  # within attention of which this process computes some heads: its number, of how many
+
+
+@dataclass(frozen=True)
+class Split:
+    """How a model is split.
+
+    Attributes:
+        samples: the processes that share a batch's samples; the others work on the same ones.
+        waits: whether a forward waits for the others layer by layer, so that all make as many.
+    """
+
+    samples: Processes
+    waits: bool
+
+
+def split_of(model: nn.Module) -> Split | None:
+    """Return how a model is split; None where every process has the whole."""
+    return getattr(model, SPLIT, None)
+
+
+def gather(model: nn.Module) -> None:
+    """Make every layer of a sharded model whole, in the order of the model; all processes call it."""
+    for unit in units_of(model):
+        unit.unshard()
+
+
+def release(model: nn.Module) -> None:
+    """Give up what other processes hold of a sharded model; any other is left as it is."""
+    for unit in units_of(model):
+        unit.reshard()
+
+
+def units_of(model: nn.Module) -> list[Any]:
+    """Return the layers of a sharded model that are gathered by themselves (torch's ``FSDPModule``)."""
+    return [module for module in model.modules() if hasattr(module, "set_requires_gradient_sync")]
+
+
+@contextmanager
+def ready_to_evaluate(model: nn.Module) -> Iterator[None]:
+    """Let a model run without gradients; all processes begin and end together where it is split.
+
+    Torch's inference mode would leave tensors in a sharded model that no later backward may use.
+    """
+    split = split_of(model)
+    if split is None:
+        with torch.inference_mode():
+            yield
+        return
+    with torch.no_grad():
+        if not split.waits:
+            gather(model)
+        try:
+            yield
+        finally:
+            release(model)
 
 
 def is_part(tensor: Any) -> bool:
@@ -152,36 +211,34 @@ def agree(processes: Processes, gradients: Sequence[Tensor], finite: bool) -> tu
 # draws ------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def some_heads(number: int, of: int) -> Iterator[None]:
-    """Within the block attention computes the ``number``-th part of its heads, of so many parts."""
-    _heads.append((number, of))
-    try:
-        yield
-    finally:
-        _heads.pop()
+def with_some_heads(attention: nn.Module, number: int, of: int) -> None:
+    """Note, while ``attention`` runs, that it computes the ``number``-th part of its heads, of so many parts."""
+    attention.register_forward_pre_hook(lambda *_: _heads.append((number, of)))
+    attention.register_forward_hook(lambda *_: _heads.pop() and None, always_call=True)
 
 
-def whole_shape(x: Tensor, lead: tuple[int, ...], attention: bool) -> tuple[int, ...]:
-    """Return the shape that the leading axes of ``x`` have in one process. That of a ``DTensor`` is so anyway."""
-    if attention and _heads and not is_part(x) and len(lead) >= 3:
-        return (*lead[:-3], lead[-3] * _heads[-1][1], *lead[-2:])
-    return lead
+def some_heads() -> bool:
+    """Return whether this is within attention of which this process computes some heads."""
+    return bool(_heads)
 
 
-def own_mask(mask: Tensor, x: Tensor, attention: bool) -> Tensor:
+def whole_shape(lead: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of attention's weights (…, heads, queries, keys) with the heads of all processes."""
+    return (*lead[:-3], lead[-3] * _heads[-1][1], *lead[-2:])
+
+
+def own_mask(mask: Tensor, x: Tensor) -> Tensor:
     """Return the part of a whole mask that belongs to what this process holds of ``x``."""
-    if is_part(x):
-        from torch.distributed.tensor import DTensor
-        from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-
-        mesh, placements = x.device_mesh, x.placements  # type: ignore[attr-defined]
-        lengths, starts = compute_local_shape_and_global_offset(mask.shape, mesh, placements)
-        for axis, (start, length) in enumerate(zip(starts, lengths, strict=True)):
-            mask = mask.narrow(axis, start, length)
-        return DTensor.from_local(mask.contiguous(), mesh, placements, run_check=False)
-    if attention and _heads and mask.ndim >= 3:
+    if not is_part(x):
         number, of = _heads[-1]
         length = mask.shape[-3] // of
         return mask.narrow(-3, number * length, length)
-    return mask
+    from torch.distributed.tensor import DTensor, Replicate
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    mesh = x.device_mesh  # type: ignore[attr-defined]
+    placements = [one if one.is_shard() else Replicate() for one in x.placements]  # type: ignore[attr-defined]
+    lengths, starts = compute_local_shape_and_global_offset(mask.shape, mesh, placements)
+    for axis, (start, length) in enumerate(zip(starts, lengths, strict=True)):
+        mask = mask.narrow(axis, start, length)
+    return DTensor.from_local(mask.contiguous(), mesh, placements, run_check=False)

@@ -58,6 +58,8 @@ class Passes:
         self._axis = axis
         self._device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.draws = Draws(seed, self._device) if keyed else None
+        if self.draws is not None:
+            self.draws.asks = not accumulator.stands_in
         self._power = PowerIterations(model)
         self.promise = Promise(model, says=processes.rank == 0)
         self.norms = Place(model, processes, overlaps)
@@ -114,6 +116,8 @@ class Passes:
         with self._autocast(), self.norms.forward():
             output = self._loss.forward(self.model, piece)
             loss_sum, weight = self._loss.summed(output, piece, start, samples, weigh)
+        if self._accumulator.stands_in and not loss_sum.requires_grad:
+            self._add_nothing(output, loss_sum)
         if self.watch is not None and self._loss.shows_output:
             self.watch(tree.map_tensors(Tensor.detach, output), *targets_of(piece))
         self._accumulator.add_sum(loss_sum, weight, samples, last)
@@ -125,7 +129,13 @@ class Passes:
             with self._autocast(), self.norms.only_looking():
                 output = self._loss.forward(self.model, example)
                 loss_sum, _ = self._loss.summed(output, example, 0, 1, True)
-            self._accumulator.add_nothing(loss_sum)
+            self._add_nothing(output, loss_sum)
+
+    def _add_nothing(self, output: Any, loss_sum: Tensor) -> None:
+        """Run backward for nothing; one whose weight is 0 has no gradient, yet the others wait."""
+        found = [loss_sum]
+        tree.map_tensors(lambda tensor: found.append(tensor.sum()) or tensor, output)  # type: ignore[func-returns-value]
+        self._accumulator.add_nothing(next((one for one in found if one.requires_grad), loss_sum))
 
     def _undrawn(self) -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext() if self.draws is None else self.draws.nothing()

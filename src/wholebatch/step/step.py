@@ -336,7 +336,7 @@ class Step:
 
     def _outside(self, pieces: MicroBatches) -> Iterator[Any]:
         """Ask for each piece under the caller's generators, which its loader may draw from."""
-        iterator, draws = None, self._passes.draws
+        iterator, draws = None, self._passes.draws if self._lockstep is None else None  # else it is read before
         while True:
             running = draws.pause() if draws is not None else None
             iterator = iter(pieces) if iterator is None else iterator  # a loader draws its seed here
