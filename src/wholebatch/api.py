@@ -23,6 +23,7 @@ from wholebatch import schedule as schedules
 from wholebatch.checkpoint import Every, seconds_of
 from wholebatch.core.batch_sizes import BatchSizes
 from wholebatch.core.errors import ConfigError, InputError, nearest
+from wholebatch.core.processes import sharing_samples
 from wholebatch.core.record import History, Observer, RunShape
 from wholebatch.core.url import location
 from wholebatch.data import BatchLoader, StreamLoader, as_loader
@@ -34,8 +35,10 @@ from wholebatch.loop.modes import begin_training, modes_given_back
 from wholebatch.schedule.piecewise import end_of
 from wholebatch.step import Step
 from wholebatch.step.costs import Cost
+from wholebatch.step.engine import HasStages
 from wholebatch.step.gradient import check_model, check_optimizer
 from wholebatch.step.losses import FunctionLoss, bind
+from wholebatch.step.parts import split_of
 from wholebatch.step.pinned import pinned
 from wholebatch.step.recompute import recomputed
 
@@ -135,12 +138,14 @@ def train(
         display: show progress on standard output: live on a terminal, a line per epoch elsewhere.
         workers: processes that read the samples of a ``Dataset`` ahead of time (:class:`wholebatch.data.BatchLoader`);
             they have ended when ``train`` returns. A loader has its own.
-        parallel: how processes share the work, which changes the speed alone: "auto", "flat" (gradients are summed
-            after backward), "ddp" (by DistributedDataParallel, during the last backward), or a mapping of ``engine``
-            (one of these) and ``data`` (how many processes there have to be, or "auto").
+        parallel: how processes share the work, which changes speed and memory alone: "auto", "flat" (gradients are
+            summed after backward), "ddp" (by DistributedDataParallel, during the last backward), or a mapping such as
+            ``{"shard": 2}``, ``{"data": 2, "tensor": 2}`` or ``{"pipeline": 2, "schedule": "1f1b"}``
+            (:func:`wholebatch.parallel.engine`). A model that is sharded or split by tensors stays so, one that was cut
+            into stages is whole again at the end; checkpoints in the run folder are always whole.
         bitwise: every bit of the weights, the losses and the counts is a function of code, data, seed, ``batch_size``
-            and ``micro_batch``, which has to be a number, on any number of processes (:class:`Step`). Evaluation cuts by
-            position, too. Torch runs on ``threads`` threads meanwhile, with deterministic kernels.
+            and ``micro_batch``, which has to be a number, on any number of processes (:class:`Step`). Evaluation cuts
+            by position, too. Torch runs on ``threads`` threads meanwhile, with deterministic kernels.
         threads: of torch in bitwise mode: 1, if None.
 
     Raises:
@@ -169,7 +174,10 @@ def train(
     where = device_for(device, model)
     model.to(where)
     engine = parallel_processes.engine("flat" if bitwise and parallel in (None, "auto") else parallel, model)
+    if isinstance(engine, HasStages):
+        loader.share(engine.samples)  # the stages of a pipeline have the same samples
     made = optimizer if isinstance(optimizer, Optimizer) or not callable(optimizer) else optimizer(model.parameters())
+    parallel_processes.adopt(made, engine)
     attached = _attached(schedule, made)
     step = Step(
         model,
@@ -190,9 +198,14 @@ def train(
     at_once = min(processes.exchange(at_once or 0)) or None  # evaluation cuts alike everywhere; training need not
     at_once = at_once * processes.size if bitwise and at_once else at_once  # one micro-batch for each process
     tested = None if eval_data is None else _evaluation_loader(eval_data, at_once, workers)
+    for one in [loader, *([] if tested is None else [tested])]:
+        if step.processes is not processes and step.split:
+            one.share(step.processes)
     own, named = copy.deepcopy(metrics), (inputs, targets)
     cut = int(micro_batch) if bitwise else None
     test = None if tested is None else _evaluation(model, tested, loss, own, where, *named, cut)
+    if test is not None:
+        test = _with_whole(step, test)
     kept_somewhere = run_dir is not None or resume is not False
     shared = kept_somewhere or processes.size > 1
     facts = loop.facts_of(step, loader, loss, schedule, schedule_unit) if shared else {}
@@ -212,6 +225,7 @@ def train(
     say = shown.message if display else None
     with (
         pinned(step.threads, precision) if bitwise else nullcontext(),
+        sharing_samples(step.processes) if step.split else nullcontext(),
         closing(loader),
         closing(tested or loader),
         nullcontext() if recompute is None else recomputed(model, recompute),
@@ -224,7 +238,7 @@ def train(
         if isinstance(tested, BatchLoader) and tested is not eval_data and found is not None:
             tested.take_at_most(found)
         at_once = found if micro_batch == "auto" else int(micro_batch)
-        return loop.train(
+        history = loop.train(
             step,
             loader,
             replace(shape, micro_batch=at_once),
@@ -240,6 +254,8 @@ def train(
             facts=facts,
             batch_rate=batch_rate,
         )
+        step.gather()
+        return history
 
 
 @parallel_processes.losses_named()
@@ -280,13 +296,28 @@ def evaluate(
     >>> evaluate(nn.Identity(), (torch.eye(4), torch.tensor([0, 1, 2, 0])))
     {'accuracy': 0.75, 'samples': 4.0}
     """
-    check_model(model)
+    check_model(model, splits=True)
     parallel_processes.init()
     own = next((p.device for p in model.parameters()), torch.device("cpu"))
     where = own if device == "auto" else device_for(device, model)
-    model.to(where)
-    with closing(_evaluation_loader(data, batch_size, workers)) as loader:
+    if not split_of(model):
+        model.to(where)
+    split = split_of(model)
+    with (
+        nullcontext() if split is None else sharing_samples(split.samples),
+        closing(_evaluation_loader(data, batch_size, workers)) as loader,
+    ):
         return _evaluation(model, loader, loss, metrics, where, inputs, targets)()
+
+
+def _with_whole(step: Step, evaluate: Callable[[], dict[str, float]]) -> Callable[[], dict[str, float]]:
+    """``evaluate``, with the whole model on every process for that while."""
+
+    def run() -> dict[str, float]:
+        with step.whole():
+            return evaluate()
+
+    return run
 
 
 def _when(

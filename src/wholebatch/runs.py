@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TextIO
@@ -54,9 +54,10 @@ def train_recipe(
         with suppress(DataError):  # no images; the model can be used with such data alone
             texts[NAME] = inputs_of(parts).to_json()
         kept = RunFolder(folder, texts=texts, resume=goes_on, say=display.message)
-        last = loop.LastStep(parts.model)
+        split = settings.parallel.shard > 1 or settings.parallel.tensor > 1
+        last = None if split else loop.LastStep(parts.model)
         try:
-            history = _train(settings, parts, kept, allow, [display, last])
+            history = _train(settings, parts, kept, allow, [display, *([] if last is None else [last])])
         except SystemExit:
             display.message(_how_to_go_on(folder))
             raise
@@ -96,7 +97,7 @@ def _train(
         eval_data=evaluation_loader(settings, parts),
         seed=settings.seed,
         device=settings.device,
-        parallel={"data": settings.parallel.data, "engine": settings.parallel.engine},
+        parallel=asdict(settings.parallel),
         run_dir=kept,
         resume_allow=allow,
         checkpoint_every=settings.checkpoint_every,
@@ -172,13 +173,15 @@ def _unwritable(folder: Path, reason: str) -> RunFolderError:
     )
 
 
-def _promise(settings: Config, parts: Parts, last: loop.LastStep) -> str:
+def _promise(settings: Config, parts: Parts, last: loop.LastStep | None) -> str:
     """One line: the last step made once more with another micro-batch, on this machine."""
     if settings.bitwise:
         return (
             "bitwise: the same bits on any number of processes, with "
             f"micro_batch={settings.resolved_micro_batch()} and threads={settings.threads or 1}"
         )
+    if last is None:
+        return "the model is split over processes, so the last step is not made once more in one of them"
     if not last.kept:
         return "the last step was made before the run went on here, so it is not made once more"
     before, _ = settings.sizes().cuts(settings.epochs - 1, len(parts.train_data))[-1]

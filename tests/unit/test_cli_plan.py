@@ -46,3 +46,44 @@ def test_mistakes_are_told_in_one_line(capsys: pytest.CaptureFixture[str], words
     assert (code, out) == (2, "")
     assert said in err
     assert err.count("\n") == 1
+
+
+def test_many_processes(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["batch_size=4096", "--processes", "1024", "--link", "400Gb/s", "--samples-per-second", "1000"]
+    code, out, _ = run(capsys, *words)
+    assert code == 0
+    assert "1,024 processes (data 1,024), links of 400Gb/s each way, 20 µs a message" in out
+    assert "one process: 1,000 samples/s, as said" in out
+    assert [line.split()[0] for line in out.splitlines() if line.endswith("%")] == ["1", "8", "64", "512", "1,024"]
+    code, out, _ = run(capsys, *words, "--json")
+    found = json.loads(out)
+    many = found["processes"]
+    assert many["sent_gradients"] == round(2 * 1023 / 1024 * found["gradients"])
+    assert many["link_bytes_per_second"] == 5e10
+    assert many["table"][0]["efficiency"] == 1
+    assert many["table"][-1]["efficiency"] == many["efficiency"] < 1
+
+
+def test_many_processes_in_a_layout(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["model=mlp", "batch_size=4096", "--processes", "64", "--link", "10Gb/s", "parallel.pipeline=2"]
+    code, out, _ = run(capsys, *words, "--shard", "4", "--json")
+    assert code == 0
+    many = json.loads(out)["processes"]
+    assert (many["data"], many["shard"], many["pipeline"]) == (8, 4, 2)
+    assert many["sent_activations"] > 0
+    assert many["seconds_a_sample"] > 0  # measured
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--processes", "8"], "needs the speed of their links"),
+        (["--link", "1Gb/s"], "say how many: --processes 8"),
+        (["--processes", "8", "--link", "fast"], "expected a rate"),
+        (["--processes", "9", "--link", "1Gb/s", "--shard", "2"], "9 processes are no multiple of shard=2"),
+    ],
+)
+def test_half_a_question_is_refused(capsys: pytest.CaptureFixture[str], words: list[str], said: str) -> None:
+    code, _, errors = run(capsys, *words)
+    assert code == 2
+    assert said in errors

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from wholebatch.cli.plan_processes import Answer, Asked, human
 from wholebatch.cli.words import Files, Recipe, Words, Work, join, load_config
 from wholebatch.core.errors import ConfigError
 
@@ -22,6 +23,17 @@ Recompute = Annotated[
     str | None, typer.Option("--recompute", metavar="LAYERS", help="Layers that run again in the backward pass.")
 ]
 Shard = Annotated[int, typer.Option("--shard", metavar="N", min=1, help="Spread the model over N processes.")]
+Processes = Annotated[
+    int | None, typer.Option("--processes", metavar="N", min=1, help="Forecast a step on so many processes.")
+]
+Link = Annotated[
+    str | None, typer.Option("--link", metavar="RATE", help="What each one's link carries each way, such as 400Gb/s.")
+]
+Latency = Annotated[float, typer.Option("--latency", metavar="µs", min=0, help="Of one message, in microseconds.")]
+Rate = Annotated[
+    float | None,
+    typer.Option("--samples-per-second", metavar="X", min=1e-9, help="One process's speed; measured, if not said."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Numbers of bytes as JSON.")]
 
 
@@ -32,19 +44,25 @@ def plan(
     memory: Memory = None,
     recompute: Recompute = None,
     shard: Shard = 1,
+    processes: Processes = None,
+    link: Link = None,
+    latency: Latency = 20.0,
+    samples_per_second: Rate = None,
     as_json: Json = False,
 ) -> Work:
-    """Say how much memory a step takes and what fits, without running the model."""
+    """Say how much memory a step takes and what fits, without running the model; what many processes would give."""
     given = join(recipe, words)
     said = [word.partition("=")[2] for word in given if word.startswith("memory=")]
     rest = [word for word in given if not word.startswith("memory=")]
-    return partial(_plan, rest, files or [], memory or (said[-1] if said else None), recompute, shard, as_json)
+    asked = Asked(processes, link, latency, samples_per_second, shard)
+    return partial(_plan, rest, files or [], memory or (said[-1] if said else None), recompute, asked, as_json)
 
 
 def _plan(
-    words: list[str], files: list[Path], memory: str | None, recompute: str | None, shard: int, as_json: bool
+    words: list[str], files: list[Path], memory: str | None, recompute: str | None, asked: Asked, as_json: bool
 ) -> None:
-    config = load_config(words, files)
+    asked.check()
+    shard, config = asked.shard, load_config(words, files)
     from wholebatch import step
     from wholebatch.config.build import build
     from wholebatch.data import BatchLoader
@@ -57,12 +75,17 @@ def _plan(
         return step.plan(parts.model, batch, parts.optimizer, memory=memory, loss=parts.loss, **said)
 
     plain = planned()
+    answer = None if asked.processes is None else Answer(config, parts, planned(shard=1), asked)
     if as_json:
-        print(json.dumps(plain.as_dict(config.sizes().largest or config.sizes().first)))
+        found = plain.as_dict(config.sizes().largest or config.sizes().first)
+        print(json.dumps(found if answer is None else found | {"processes": answer.as_dict()}))
         return
     print(f"{config.model.name} on {config.data.name}, {type(parts.optimizer).__name__}, {parts.precision}")
     for line in _sizes(plain, config.sizes().largest or config.sizes().first):
         print(line)
+    if answer is not None:
+        print("\n" + "\n".join(answer.lines()))
+        return
     print(
         "\nwith instead" + " " * 14 + "a sample    fits at once" if memory else "\nwith instead" + " " * 14 + "a sample"
     )
@@ -72,24 +95,24 @@ def _plan(
         except ConfigError:
             continue
         fits = f"{changed.largest():>16,}" if memory else ""
-        print(f"{name:<24}{_human(changed.activations_per_sample):>10}{fits}")
+        print(f"{name:<24}{human(changed.activations_per_sample):>10}{fits}")
 
 
 def _sizes(plan: Plan, batch_size: int) -> list[str]:
     names = ("parameters", "gradients", "optimizer", "buffers")
-    lines = [f"{name:<24}{_human(getattr(plan, name)):>10}" for name in names]
-    lines.append(f"{'activations, a sample':<24}{_human(plan.activations_per_sample):>10}")
-    lines.append(f"{'activations, fixed':<24}{_human(plan.activations_fixed):>10}")
+    lines = [f"{name:<24}{human(getattr(plan, name)):>10}" for name in names]
+    lines.append(f"{'activations, a sample':<24}{human(plan.activations_per_sample):>10}")
+    lines.append(f"{'activations, fixed':<24}{human(plan.activations_fixed):>10}")
     if plan.memory is None:
-        lines.append(f"{f'peak, {batch_size:,} at once':<24}{_human(plan.peak(batch_size)):>10}")
+        lines.append(f"{f'peak, {batch_size:,} at once':<24}{human(plan.peak(batch_size)):>10}")
         return lines
     largest = plan.largest()
     if not largest:
-        return [*lines, f"a single sample takes {_human(plan.peak(1))}, which {_human(plan.memory)} do not hold"]
+        return [*lines, f"a single sample takes {human(plan.peak(1))}, which {human(plan.memory)} do not hold"]
     micro = min(largest, batch_size)
     pieces = -(-batch_size // micro)
-    lines.append(f"{f'fits {_human(plan.memory)} at once':<24}{largest:>10,} samples")
-    lines.append(f"{f'peak, {micro:,} at once':<24}{_human(plan.peak(micro)):>10}")
+    lines.append(f"{f'fits {human(plan.memory)} at once':<24}{largest:>10,} samples")
+    lines.append(f"{f'peak, {micro:,} at once':<24}{human(plan.peak(micro)):>10}")
     return [*lines, f"{f'batch of {batch_size:,}':<24}{pieces:>10,} micro-batch{'es' if pieces > 1 else ''}"]
 
 
@@ -102,17 +125,3 @@ def _others(precision: str, recompute: str | None, shard: int, model: Any) -> di
     if recompute is None and children:
         others["every layer recomputed"] = {"recompute_layers": ", ".join(children)}
     return others | {f"--shard {ways}": {"shard": ways} for ways in (2, 4, 8) if ways != shard}
-
-
-def _human(size: int) -> str:
-    """A number of bytes as people read it.
-
-    >>> _human(1536), _human(5 * 2**30)
-    ('1.5 KiB', '5.0 GiB')
-    """
-    value = float(size)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024:
-            return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.1f} TiB"

@@ -82,6 +82,11 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "schedule.final_lr": (_not_negative, "null, or a number, 0 or more"),
     "loss.label_smoothing": (lambda v: 0 <= v <= 1, "a number from 0 to 1"),
     "loss.temperature": (lambda v: 0 < v < math.inf, "a number more than 0"),
+    "parallel.pipeline": (lambda v: 1 <= v <= _LARGEST, _COUNT),
+    "parallel.shard": (lambda v: 1 <= v <= _LARGEST, _COUNT),
+    "parallel.tensor": (lambda v: 1 <= v <= _LARGEST, _COUNT),
+    "parallel.reshard": (lambda v: v in (None, "step", "layer"), "null, step or layer"),
+    "parallel.plan": (lambda v: v is None or isinstance(v, (dict, str)), "null, or {layer: way}"),
     "parallel.data": (lambda v: v == "auto" or (isinstance(v, int) and _at_least_1(v)), f"auto, or {_COUNT}"),
 }
 _CHOICES = {

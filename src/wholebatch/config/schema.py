@@ -134,9 +134,23 @@ class Parallel:
     """How processes share every batch; the result does not depend on it."""
 
     data: int | str = "auto"
-    """number of processes there have to be, or auto: as many as were started"""
+    """processes along the samples; auto: what the others leave of those that were started"""
+    shard: int = 1
+    """processes that parameters, gradients and optimizer state are split over, besides sharing the samples"""
+    tensor: int = 1
+    """processes that single layers are split over, by plan"""
+    reshard: str | None = None
+    """with shard: parameters are whole for a step (step), or layer by layer (layer: less memory); null: step"""
+    plan: Any = None
+    """with tensor: {layer: way}, such as {blocks.*.mlp.fc1: colwise}; null: that of the model, where it has one"""
     engine: str = "auto"
     """what sums the gradients: auto, flat (after backward) or ddp (DistributedDataParallel, during it)"""
+    pipeline: int = 1
+    """processes that the model's layers are cut into, one stage or more each"""
+    schedule: str | None = None
+    """with pipeline: the order of its passes, 1f1b, gpipe, interleaved1f1b, zbvzerobubble, …; null: 1f1b"""
+    cuts: list[str] | None = None
+    """with pipeline: the modules that each begin a stage; null: where the measured times are even"""
 
 
 @dataclass

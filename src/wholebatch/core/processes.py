@@ -7,6 +7,8 @@ it, in the same order.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -128,11 +130,31 @@ class Group:
         return items
 
 
+_sharing: list[Processes] = []  # who shares a batch's samples, where that is not everyone
+
+
+@contextmanager
+def sharing_samples(those: Processes) -> Iterator[None]:
+    """Within the block ``current()`` are those that share a batch's samples; the others work on the same ones."""
+    _sharing.append(those)
+    try:
+        yield
+    finally:
+        _sharing.pop()
+
+
 def current(group: Any = None) -> Processes:
-    """Return the processes of ``group``, or of torch.distributed's default group where one is initialised.
+    """Return the processes of ``group``, or those that share a batch's samples: torch.distributed's default group.
 
     A ``group`` that keeps the protocol of :class:`Processes` itself is taken as it is.
     """
+    if group is None and _sharing:
+        return _sharing[-1]
+    return everyone(group)
+
+
+def everyone(group: Any = None) -> Processes:
+    """Return the processes of ``group``, or of torch.distributed's default group where one is initialised."""
     if isinstance(group, Processes):
         return group
     if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size(group) > 1:

@@ -196,16 +196,27 @@ def _joined(parts: Sequence[Any], sizes: Sequence[int]) -> Any:
 
 def double(batch: Any, axis: Axis = 0) -> Any:
     """Return a batch of one sample with that sample twice."""
+    return fill(batch, 1, 2, axis)
+
+
+def fill(batch: Any, samples: int, size: int, axis: Axis = 0) -> Any:
+    """Return a batch of ``size`` samples: those of ``batch``, which has ``samples``, over and over.
+
+    >>> fill((torch.arange(2), ["a", "b"]), 2, 3)
+    (tensor([0, 1, 0]), ['a', 'b', 'a'])
+    """
     if isinstance(batch, Tensor):
-        return batch if axis is None or batch.ndim == 0 else torch.cat([batch, batch], dim=axis)  # type: ignore[arg-type]
+        if axis is None or batch.ndim == 0:
+            return batch
+        return batch.index_select(axis, torch.arange(size, device=batch.device) % samples)  # type: ignore[arg-type]
     if isinstance(batch, np.ndarray):
-        return batch if axis is None or batch.ndim == 0 else np.concatenate([batch, batch], axis=axis)  # type: ignore[arg-type]
+        return batch if axis is None or batch.ndim == 0 else np.take(batch, np.arange(size) % samples, axis=axis)  # type: ignore[arg-type]
     entries = _entries(batch)
     if entries is None:
         return batch
-    if isinstance(batch, list | tuple) and _is_per_sample_list(batch, 1, axis):
-        return batch * 2
-    values = [double(value, _axis_of(axis, place, batch)) for place, value in entries]
+    if isinstance(batch, list | tuple) and _is_per_sample_list(batch, samples, axis):
+        return type(batch)(batch[number % samples] for number in range(size))
+    values = [fill(value, samples, size, _axis_of(axis, place, batch)) for place, value in entries]
     return _rebuild(batch, values, [place for place, _ in entries])
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wholebatch.core import processes
 from wholebatch.core.batch_sizes import BatchSizes
 from wholebatch.core.cuts import bounds, parts
 from wholebatch.core.errors import DataError
+from wholebatch.core.processes import Processes, current
 from wholebatch.data.adapt import as_dataset, has_random_access
 from wholebatch.data.arrays import ArrayDataset
 from wholebatch.data.checks import positive, restore_place, whole_number
@@ -89,7 +89,7 @@ class BatchLoader:
         workers: int = 0,
         align: int = 1,
     ) -> None:
-        self._processes = processes.current(group)
+        self._processes: Processes = current(group)
         scheduled = isinstance(batch_size, BatchSizes | Mapping) or callable(batch_size)
         given = batch_size if scheduled else positive("batch_size", batch_size)
         self.sizes = given if isinstance(given, BatchSizes) else BatchSizes(given)
@@ -130,6 +130,10 @@ class BatchLoader:
     def consumed(self) -> int:
         """How many samples of the current epoch were handed out."""
         return self._consumed
+
+    def share(self, those: Processes) -> None:
+        """Give each of ``those`` processes its part of every batch from now on."""
+        self._processes = those
 
     def __len__(self) -> int:
         """Return the number of batches of the current epoch."""

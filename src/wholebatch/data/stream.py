@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, default_collate
 
-from wholebatch.core import processes, tree
+from wholebatch.core import tree
 from wholebatch.core.cuts import parts
 from wholebatch.core.errors import BatchError, DataError
+from wholebatch.core.processes import Processes, current
 from wholebatch.data.adapt import as_dataset
 from wholebatch.data.checks import positive, restore_place
 from wholebatch.data.transform import Transform, finisher
@@ -51,7 +52,7 @@ class StreamLoader:
         collate: Callable[[list[Any]], Any] | None = None,
         group: Any = None,
     ) -> None:
-        self._processes = processes.current(group)
+        self._processes: Processes = current(group)
         self.dataset = as_dataset(source)
         self.batch_size = None if batch_size is None else positive("batch_size", batch_size)
         self.seed, self.transform = seed, transform
@@ -93,6 +94,10 @@ class StreamLoader:
     def epoch(self) -> int:
         """The current epoch, from 0; it rises when a ``for`` reaches its end."""
         return self._epoch
+
+    def share(self, those: Processes) -> None:
+        """Give each of ``those`` processes its part of every batch from now on."""
+        self._processes = those
 
     def __len__(self) -> int:
         """Return the number of batches of an epoch.

@@ -18,6 +18,7 @@ from wholebatch.loop.metrics import Metrics
 from wholebatch.loop.modes import modes_given_back
 from wholebatch.step.losses import LossCall, call_model, targets_of
 from wholebatch.step.over_processes import raise_together
+from wholebatch.step.parts import ready_to_evaluate, split_of
 from wholebatch.sums import Accumulator
 from wholebatch.sums.exact import ExactSum
 
@@ -43,12 +44,12 @@ def evaluate(
     sums = Accumulator("loss", "weight", "samples", "failed")
     exact = None if micro_batch is None else _Cut(micro_batch)
     metrics.reset()
-    with modes_given_back(model), _from_the_beginning(loader), torch.inference_mode():
+    with modes_given_back(model), _from_the_beginning(loader), ready_to_evaluate(model):
         model.eval()
         try:
             _feed(model, loader, metrics, loss, device, sums, exact)
         except Exception as caught:
-            if processes.size == 1:
+            if processes.size == 1 or _waits(model):
                 raise
             error = caught  # it travels to the other processes, which wait for this one's sums
             sums.add(0, 0, 0, 1)
@@ -82,6 +83,10 @@ def _feed(
 ) -> None:
     """Feed this process's part of the data to the sums and the metrics."""
     for batch, place, samples in _batches(loader, device, exact):
+        if not samples:
+            if _waits(model):
+                _stand_in(model, batch, loss)
+            continue
         loss_sum: Any = 0
         weight: Any = 0
         try:
@@ -131,9 +136,20 @@ def _batches(
                 samples = min(exact.micro_batch, before + window.position + window.samples - start)
                 yield tree.map_tensors(torch.clone, batch), start, samples
                 start += samples
-        elif window.samples:
+        else:
             yield window.whole(), before + window.position, window.samples
         before += loader.batch_size or window.samples
+
+
+def _waits(model: nn.Module) -> bool:
+    split = split_of(model)
+    return split is not None and split.waits
+
+
+def _stand_in(model: nn.Module, empty: Any, loss: LossCall | None) -> None:
+    """Run the model for nothing, on a sample of zeros, since the others wait within it."""
+    example = tree.map_tensors(lambda tensor: tensor.new_zeros(1, *tensor.shape[1:]), empty)
+    call_model(model, example) if loss is None else loss.forward(model, example)
 
 
 def _mean(sums: Mapping[str, float] | Accumulator, loss: LossCall) -> float:

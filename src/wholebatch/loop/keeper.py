@@ -75,8 +75,9 @@ class Keeper:
         Raises:
             InputTypeError: part of its state is something that a checkpoint cannot hold.
         """
-        if self._background is not None:
-            require_plain(run.state({}).to_dict(), "the run")
+        state = run.state({}) if self._background is not None or run.step.split else None
+        if self._background is not None and state is not None:
+            require_plain(state.to_dict(), "the run")
         self._latest = self._clock()
 
     def close(self) -> None:
@@ -164,11 +165,14 @@ class Keeper:
         """Save; all processes call it, since the metrics' sums are those of all."""
         begun = self._clock()
         sums = run.sums(self._processes)
-        if self._background is not None:
-            state = run.state(sums, with_history=self._background.store.holds_history)
-            self._background.save(state.to_dict(), step=run.recorder.steps, score=score)
-            if wait or (self._limit is not None and not self._longest_save):
-                self._background.wait()  # once, to know how long it takes
+        if run.step.split and self._background is None:
+            run.state(sums)  # the others' parts come from here
+        with run.step.whole():
+            if self._background is not None:
+                state = run.state(sums, with_history=self._background.store.holds_history)
+                self._background.save(state.to_dict(), step=run.recorder.steps, score=score)
+        if self._background is not None and (wait or (self._limit is not None and not self._longest_save)):
+            self._background.wait()  # once, to know how long it takes
         self._last_saved = self._latest = self._clock()
         self._longest_save = max(self._longest_save, self._last_saved - begun)
 

@@ -18,6 +18,7 @@ from wholebatch.data import BatchLoader, StreamLoader
 from wholebatch.loop.metrics import Metrics
 from wholebatch.loop.recorder import Recorder
 from wholebatch.step import Step
+from wholebatch.step.parts import split_model, split_optimizer, whole_model, whole_optimizer
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,9 @@ class Run:
     facts: dict[str, Any]
 
     def state(self, sums: dict[str, Any], *, with_history: bool = False) -> RunState:
-        """Return it as it is now; tensors are shared.
+        """Return it as it is now; tensors are shared, but for those of a split model, which are made whole.
+
+        All processes call it where the model is split (``step.split``).
 
         Args:
             sums: of the metrics, over all processes (:meth:`Metrics.sums_over_processes`).
@@ -57,9 +60,10 @@ class Run:
         """
         records = self.recorder.history.records
         schedule = None if self.epoch_schedule is None else self.epoch_schedule.state_dict()
+        model, optimizer = plain_state(self.step.model), self.step.optimizer
         return RunState(
-            model=plain_state(self.step.model),
-            optimizer=self.step.optimizer.state_dict(),
+            model=whole_model(model, self.step.model) if self.step.split else model,
+            optimizer=whole_optimizer(optimizer) if self.step.split else optimizer.state_dict(),
             step=self.step.state_dict(),
             loader=self.loader.state_dict(),
             seed=self.step.seed,
@@ -73,6 +77,7 @@ class Run:
 
     def sums(self, processes: Processes) -> dict[str, Any]:
         """Return the metrics' sums of the epoch so far; all processes call it."""
+        processes = self.step.processes if self.step.split else processes
         return self.metrics.sums_over_processes(processes) if self.recorder.within_epoch else {}
 
     def go_on(self, beginning: Beginning, processes: Processes) -> None:
@@ -85,8 +90,12 @@ class Run:
         saved, allow = beginning.state, beginning.allow
         lines = saved.check_same(self.state({}), allow)
         try:
-            load_plain_state(self.step.model, saved.model)
-            _load_optimizer(self.step.optimizer, saved.optimizer, keep_settings="optimizer" in allow)
+            model, optimizer = saved.model, saved.optimizer
+            if self.step.split:
+                model = split_model(model, self.step.model)
+                optimizer = split_optimizer(optimizer, self.step.optimizer)
+            load_plain_state(self.step.model, model)
+            _load_optimizer(self.step.optimizer, optimizer, keep_settings="optimizer" in allow)
             self.step.load_state_dict({**saved.step, "seed": self.step.seed})
             if self.epoch_schedule is not None:
                 self.epoch_schedule.load_state_dict(saved.more["epoch_schedule"])

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.optim.lr_scheduler import LRScheduler
 
-from wholebatch.core.processes import current
+from wholebatch.core.processes import current, everyone
 from wholebatch.core.record import History, Observer, RunShape
 from wholebatch.data import ArrayDataset, BatchLoader, StreamLoader
 from wholebatch.data.loader import AT_ONCE_BYTES
@@ -50,7 +50,7 @@ def train(
     all observers are told of the end. ``keeper`` saves the run, and stops it before its end.
     """
     processes = current()
-    observers = [one for one in observers if processes.rank == 0 or one.every_process]
+    observers = [one for one in observers if everyone().rank == 0 or one.every_process]
     recorder = Recorder(step, metrics, observers, log_every, batch_rate)
     run = Run(step, loader, recorder, metrics, epoch_schedule, facts or {})
     with ExitStack() as around:
@@ -104,8 +104,7 @@ def _end_epoch(run: Run, evaluate: Callable[[], dict[str, float]] | None) -> flo
     run.recorder.end_epoch()
     if run.epoch_schedule is not None:
         run.epoch_schedule.step()
-    for buffer in run.step.model.buffers():  # running statistics, which each process has of its own part
-        current().copy_from_first_(buffer)
+    run.step.share_buffers()  # running statistics, which each process has of its own part
     if evaluate is None:
         return None
     values = evaluate()

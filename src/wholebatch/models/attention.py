@@ -5,6 +5,14 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+TENSOR_PLAN = {  # of a model that has its layers in ``layers``; see wholebatch.parallel.tensor
+    "layers.*.attention": "heads",
+    "layers.*.mlp.0": "colwise",
+    "layers.*.mlp.2": "rowwise",
+    "layers.*.norm1": "sequence",
+    "layers.*.norm2": "sequence",
+}
+
 
 class Attention(nn.Module):
     """Self-attention of several heads: softmax(q kᵀ / √d) v, then a linear layer.
@@ -24,10 +32,11 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return what each token makes of those it sees: (samples, tokens, width) to the same."""
         samples, tokens, width = x.shape
-        q, k, v = self.qkv(x).view(samples, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        # as many heads as qkv gives: under tensor parallel a process computes some of them
+        q, k, v = self.qkv(x).view(samples, tokens, 3, -1, width // self.heads).permute(2, 0, 3, 1, 4)
         dropout = self.dropout if self.training else 0.0
         new = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=self.causal)
-        return self.out(new.transpose(1, 2).reshape(samples, tokens, width))
+        return self.out(new.transpose(1, 2).reshape(samples, tokens, -1))
 
 
 class Layer(nn.Module):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wholebatch.models.attention import Layer
+from wholebatch.models.attention import TENSOR_PLAN, Layer
 
 
 class TransformerLM(nn.Module):
@@ -29,6 +29,8 @@ class TransformerLM(nn.Module):
         int64 (samples, tokens) to (samples, vocabulary, tokens): the classes are axis 1, as torch's losses and
         ``wholebatch.Accuracy`` have it, and ``nn.CrossEntropyLoss()`` takes targets of (samples, tokens).
     """
+
+    tensor_plan = TENSOR_PLAN
 
     def __init__(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from wholebatch.models.attention import Layer
+from wholebatch.models.attention import TENSOR_PLAN, Layer
 
 
 class ViT(nn.Module):
@@ -28,6 +28,8 @@ class ViT(nn.Module):
     Shapes:
         (samples, in_channels, image_size, image_size) to (samples, num_classes).
     """
+
+    tensor_plan = TENSOR_PLAN
 
     def __init__(
         self,

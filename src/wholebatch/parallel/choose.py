@@ -1,4 +1,4 @@
-"""What ``parallel=`` says: how many processes share the data, and which engine sums their gradients."""
+"""What ``parallel=`` says: how the processes are laid out, and which engine sums their gradients."""
 
 from __future__ import annotations
 
@@ -9,27 +9,38 @@ import torch
 from torch import nn
 
 from wholebatch.core import processes
-from wholebatch.core.errors import ConfigError, nearest
+from wholebatch.core.errors import ConfigError, InputError, nearest
 from wholebatch.core.processes import Processes
+from wholebatch.parallel.mesh import Layout, mesh_of
+from wholebatch.parallel.pipeline import pipeline_of
 from wholebatch.parallel.replicate import DdpEngine, gives_sparse
+from wholebatch.parallel.shard import ShardEngine
+from wholebatch.parallel.tensor import TensorEngine
 from wholebatch.step.engine import Engine, Flat
 from wholebatch.step.grouped_norm import sums_within
 from wholebatch.step.precision import is_half
 
 ENGINES = ("auto", "flat", "ddp")
-_KEYS = ("data", "engine")
-_LATER = ("shard", "tensor", "pipeline")
+_KEYS = ("data", "shard", "tensor", "pipeline", "engine", "reshard", "plan", "schedule", "cuts")
+_ALONE = "parallel: {}={!r} says nothing without {}=; leave it out"
 
 
 def engine(parallel: Any = "auto", model: nn.Module | None = None, group: Any = None) -> Engine:
     """Return what sums the gradients of the processes, for ``Step(engine=…)`` and ``GradientAccumulator(engine=…)``.
 
-    Every engine gives the same update; they differ in speed. One engine serves one step or accumulator.
+    Every engine gives the same update; they differ in speed and memory. One engine serves one step or accumulator. With
+    ``shard`` or ``tensor`` above 1, ``model`` is split in place: make its optimizer after that, or let :func:`adopt`
+    give a new one the parts.
 
     Args:
         parallel: "flat" (after backward), "ddp" (DistributedDataParallel, during the last micro-batch's backward), or
-            "auto": the one that is faster for the device of ``model``. Or a mapping with ``engine``, one of these, and
-            ``data``, the number of processes: "auto" is as many as there are.
+            "auto": the one that is faster for the device of ``model``. Or a mapping of the processes along each
+            dimension, whose product is their number: ``data`` ("auto" takes what is left), ``shard``, ``tensor``
+            and ``pipeline`` (1), with ``engine`` (one of the names above, where no other than ``data`` is above 1),
+            ``reshard`` ("step" or "layer", of ``shard``), ``plan`` (of ``tensor``), and of ``pipeline`` ``schedule``
+            ("1f1b" or "gpipe" with one stage per process; "interleaved1f1b", "loopedbfs", "interleavedzerobubble",
+            "zbvzerobubble" or "dualpipev" with two) and ``cuts``, the modules that each begin a stage (None: where the
+            measured times are even).
         model: what is trained; its device and layers decide "auto".
         group: torch.distributed's process group; its default one where one is initialised.
 
@@ -39,41 +50,81 @@ def engine(parallel: Any = "auto", model: nn.Module | None = None, group: Any = 
     Raises:
         ConfigError: something else, or another number of processes than there are; the message has the repair.
     """
-    here = processes.current(group)
-    name = _name(parallel, here)
-    if here.size == 1 or (name if name != "auto" else _faster(model)) == "flat":
-        return Flat(here)
-    return DdpEngine(here)
+    here = processes.everyone(group)
+    said = _said(parallel)
+    layout = Layout.of(said, here.size)
+    name = _name(said)
+    if layout.only_data:
+        return (
+            Flat(here) if here.size == 1 or (name if name != "auto" else _faster(model)) == "flat" else DdpEngine(here)
+        )
+    return _splitting(layout, said, name, model, here, group)
 
 
-def _name(parallel: Any, here: Processes) -> str:
+def _splitting(
+    layout: Layout, said: Mapping[str, Any], name: str, model: nn.Module | None, here: Processes, group: Any
+) -> Engine:
+    if layout.pipeline > 1:
+        return pipeline_of(layout, said, name, model, here)
+    if layout.shard > 1 and layout.tensor > 1:
+        raise ConfigError(
+            f"parallel: shard={layout.shard} with tensor={layout.tensor} is not available in this version; combine one "
+            "of them with data"
+        )
+    if name != "auto":
+        raise ConfigError(f"parallel: engine={name!r} is for data alone; leave it out, or leave shard and tensor out")
+    if model is None:
+        raise ConfigError(f"parallel: {dict(said)} splits the model; give it: engine(…, model)")
+    if group is not None:
+        raise ConfigError(f"parallel: {dict(said)} lays out all processes; leave group= out")
+    device = next((parameter.device.type for parameter in model.parameters()), "cpu")
+    mesh = mesh_of(layout, here, device)
+    if layout.tensor > 1:
+        return TensorEngine(mesh, model, said.get("plan"))
+    return ShardEngine(mesh, model, said.get("reshard") or "step")
+
+
+def adopt(optimizer: Any, made: Engine) -> None:
+    """Let an optimizer made before its model was split hold the parts.
+
+    Raises:
+        InputError: it has stepped already.
+    """
+    moved = getattr(made, "moved", {})
+    groups = getattr(optimizer, "param_groups", [])
+    if not any(id(parameter) in moved for group in groups for parameter in group["params"]):
+        return
+    if optimizer.state:
+        raise InputError(
+            "the optimizer has a state, of the whole parameters, but the model is split now; give a function that "
+            "makes the optimizer, or resume from a checkpoint"
+        )
+    for group in groups:
+        group["params"] = [moved[id(p)][1] if id(p) in moved else p for p in group["params"]]
+
+
+def _said(parallel: Any) -> Mapping[str, Any]:
     said = {"engine": parallel} if isinstance(parallel, str) or parallel is None else parallel
     if not isinstance(said, Mapping):
-        raise ConfigError(f"parallel={parallel!r}; expected 'auto', 'flat', 'ddp', or a mapping with data and engine")
+        names = ", ".join(repr(name) for name in ENGINES)
+        raise ConfigError(f"parallel={parallel!r}; expected {names}, or a mapping of {', '.join(_KEYS)}")
     for key in said:
-        if key in _LATER:
-            raise ConfigError(f"parallel: {key}={said[key]!r} is not available in this version; leave it out")
         if key not in _KEYS:
-            raise ConfigError(f"parallel: there is no key {key!r}{nearest(str(key), _KEYS) or '; use data and engine'}")
-    _check_size(said.get("data", "auto"), here)
+            hint = nearest(str(key), _KEYS) or f"; there are {', '.join(_KEYS)}"
+            raise ConfigError(f"parallel: there is no key {key!r}{hint}")
+    for key, of in (("reshard", "shard"), ("plan", "tensor"), ("schedule", "pipeline"), ("cuts", "pipeline")):
+        if said.get(key) is not None and said.get(of, 1) == 1:
+            raise ConfigError(_ALONE.format(key, said[key], of))
+    return said
+
+
+def _name(said: Mapping[str, Any]) -> str:
     name = said.get("engine", "auto")
     name = "auto" if name is None else name
     if name not in ENGINES:
         hint = nearest(str(name), ENGINES)
         raise ConfigError(f"parallel: engine={name!r}; expected one of {', '.join(ENGINES)}{hint}")
     return str(name)
-
-
-def _check_size(data: Any, here: Processes) -> None:
-    if data == "auto":
-        return
-    if isinstance(data, bool) or not isinstance(data, int) or data < 1:
-        raise ConfigError(f"parallel: data={data!r}; expected 'auto', or the number of processes")
-    if data != here.size:
-        raise ConfigError(
-            f"parallel: data={data}, but the number of processes is {here.size}; start {data} of them (wholebatch "
-            f"train --processes {data}, or torchrun --nproc-per-node {data}), or say data='auto'"
-        )
 
 
 def _faster(model: nn.Module | None) -> str:

@@ -13,7 +13,7 @@ from torch import distributed
 
 from wholebatch.core.errors import InputError, LostError
 from wholebatch.core.launched import restarts_allowed
-from wholebatch.core.processes import Processes, current
+from wholebatch.core.processes import Processes, everyone
 from wholebatch.parallel.lost import lost
 
 SHARING = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
@@ -40,7 +40,7 @@ def init(timeout: float | None = None) -> Processes:
     _warn_of_shared_store()
     size = os.environ.get("WORLD_SIZE")
     if not distributed.is_available() or distributed.is_initialized() or size is None or size == "1":
-        return current()
+        return everyone()
     missing = [name for name in _NEEDED if name not in os.environ]
     if missing:
         raise InputError(
@@ -60,7 +60,7 @@ def init(timeout: float | None = None) -> Processes:
             raise
         raise LostError(f"the processes do not come together: {reason}") from error
     atexit.register(_leave)
-    return current()
+    return everyone()
 
 
 def _divide_threads(local_size: int) -> None:

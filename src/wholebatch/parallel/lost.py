@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from torch import distributed
 
 from wholebatch.core.errors import LostError
-from wholebatch.core.processes import current
+from wholebatch.core.processes import everyone
 
 # what gloo says: the other side is closed, or silent
 _GONE = re.compile(r"Connection (closed|reset) by peer|Broken pipe|Socket closed|Connection refused", re.IGNORECASE)
@@ -27,7 +27,7 @@ def losses_named() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        reason = lost(error) if current().size > 1 else None
+        reason = lost(error) if everyone().size > 1 else None
         if reason is None:
             raise
         raise LostError(reason) from error

@@ -48,6 +48,9 @@ class DdpEngine:
 
     overlaps = True
     sums_alone = False
+    world = None
+    lockstep = False
+    stands_in = False
 
     def __init__(self, processes: Processes) -> None:
         self.processes = processes

@@ -24,10 +24,13 @@ class Cutting:
         axis: the samples'.
         size: of the micro-batches.
         passes: what the micro-batches run through.
+        ahead: whether all are cut before the first one runs.
     """
 
-    def __init__(self, loss: LossCall, axis: tree.Axis, size: MicroBatchSize, passes: Passes) -> None:
-        self._loss, self._axis, self._size, self._passes = loss, axis, size, passes
+    def __init__(
+        self, loss: LossCall, axis: tree.Axis, size: MicroBatchSize, passes: Passes, ahead: bool = False
+    ) -> None:
+        self._loss, self._axis, self._size, self._passes, self._ahead = loss, axis, size, passes, ahead
 
     def cut(self, batch: Any, met: Callable[[Any], None]) -> tuple[Divisor | None, int | None, Iterator[Piece]]:
         """Return the weight where the targets tell it, the samples where they are known, and the micro-batches.
@@ -98,7 +101,7 @@ class Cutting:
 
     def _outside(self, pieces: MicroBatches, met: Callable[[Any], None]) -> Iterator[Any]:
         """Ask for each piece under the caller's generators, which its loader may draw from."""
-        iterator, draws = None, self._passes.draws
+        iterator, draws = None, None if self._ahead else self._passes.draws
         while True:
             running = draws.pause() if draws is not None else None
             iterator = iter(pieces) if iterator is None else iterator  # a loader draws its seed here

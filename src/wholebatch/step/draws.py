@@ -9,7 +9,8 @@ mask. Whatever else moved the generator is a draw that no key covers.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 from wholebatch.core import keys
 from wholebatch.core.errors import BatchError
 from wholebatch.step.dropout import keyed_functions
+from wholebatch.step.parts import is_part, own_mask, some_heads, whole_shape
 
 OFF = "dropout_is_off"  # an attribute of a function in the place of a dropout that is to stay off in a step as well
 NAMES = (
@@ -57,7 +59,9 @@ class Draws:
         self._rows: Tensor | None = None
         self._probed_shapes: list[Shape] | None = None
         self._calls: dict[int, int] = {}
+        self._before = 0  # keyed calls of the stages of a pipeline that come before this one
         self._micro_batch_key = 0
+        self.asks = True  # whether a probe may be made
         self.unplaced = False  # whether the position in the whole batch is not known
         self._step = self._position = self._samples = 0
         self._seeding = True
@@ -177,8 +181,16 @@ class Draws:
             return False
         return now[0].numpy().tobytes() == begun[0].numpy().tobytes()
 
-    def drop(self, x: Tensor, lead: Shape, p: float) -> Tensor:
-        """Return the boolean mask of one keyed call on ``x``, True with probability ``p``, shape ``lead``."""
+    def drop(self, x: Tensor, lead: Shape, p: float, heads: bool = False) -> Tensor:
+        """Return the boolean mask of one keyed call on ``x``, True with probability ``p``, shape ``lead``.
+
+        Of what several processes compute together it is this process's part of the whole mask.
+        """
+        together = is_part(x) or (heads and some_heads())
+        whole = self._drop(x, whole_shape(lead) if together and not is_part(x) else lead, p)
+        return own_mask(whole, x) if together else whole
+
+    def _drop(self, x: Tensor, lead: Shape, p: float) -> Tensor:
         device = x.device
         if self._recording is not None:
             return self._record_call(x, lead)
@@ -222,6 +234,8 @@ class Draws:
         if not of_weight and samples > 1 and lead.count(samples) == 1:
             axis = lead.index(samples)
             if axis == 0 or self._seen.get((call, len(lead)), (None,))[0] == (axis, 1):
+                if not self.asks:
+                    self._seen[call, len(lead)] = (axis, 1), _without(lead, axis)  # for a last piece of one sample
                 return axis, 1
         found = (call, samples, lead)
         if found not in self._places:
@@ -278,16 +292,27 @@ class Draws:
     def _record_call(self, x: Tensor, lead: Shape) -> Tensor:
         assert self._recording is not None
         if self._watched is not None and self._watched[0] == len(self._recording):
+            x = x.full_tensor() if is_part(x) else x  # type: ignore[attr-defined]
             rows = x.detach().double().movedim(self._watched[1], 0).flatten(1)
             self._rows = rows @ torch.arange(1.0, rows.shape[1] + 1, dtype=rows.dtype, device=rows.device).sin()
         self._recording.append(lead)
         return torch.zeros(lead, dtype=torch.bool, device=x.device)
 
+    @contextmanager
+    def nothing(self) -> Iterator[None]:
+        """Within the block keyed calls drop nothing and note nothing, and the generators stay as they are."""
+        state, self._recording = self._state(), []
+        try:
+            yield
+        finally:
+            self._recording = None
+            self._set_state(state)
+
     def record(self, first: int, stop: int) -> list[Shape]:
         """Return the shapes of all keyed calls of a forward with the samples ``first … stop`` of this micro-batch."""
         assert self.probe is not None
         state = self._state()
-        shapes: list[Shape] = []
+        shapes: list[Shape] = [()] * self._before
         self._recording = shapes
         try:
             self.probe(first, stop)

@@ -21,8 +21,11 @@ _ALPHA = 1.7580993408473766
 class Masks(Protocol):
     """Where the keyed masks come from."""
 
-    def drop(self, x: Tensor, lead: tuple[int, ...], p: float) -> Tensor:
-        """Return a boolean mask for the leading axes ``lead`` of ``x``, True with probability ``p``."""
+    def drop(self, x: Tensor, lead: tuple[int, ...], p: float, heads: bool = False) -> Tensor:
+        """Return a boolean mask for the leading axes ``lead`` of ``x``, True with probability ``p``.
+
+        ``heads`` says that the third axis from the end are heads of attention, of which these may be some.
+        """
         ...
 
 
@@ -102,7 +105,7 @@ def _attention(masks: Masks, originals: dict[str, Any]) -> Callable[..., Tensor]
         else:  # a query that may look nowhere gets zeros, as torch's own gives, and no NaN in backward
             blind = (scores == -math.inf).all(-1, keepdim=True)
             weights = torch.softmax(scores.masked_fill(blind, 0), -1).masked_fill(blind, 0)
-        drop = masks.drop(weights, tuple(weights.shape), dropout_p)
+        drop = masks.drop(weights, tuple(weights.shape), dropout_p, heads=True)
         return _zero(weights, drop, dropout_p, inplace=False) @ value
 
     return scaled_dot_product_attention

@@ -7,7 +7,8 @@ DistributedDataParallel (:mod:`wholebatch.parallel.replicate`) sums during the l
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from contextlib import AbstractContextManager
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,12 @@ class Engine(Protocol):
     """Whether ``backward`` has to be told which micro-batch is the window's last one."""
     sums_alone: bool
     """Whether ``finish`` is called by one process, too, and told the loss and weight of each micro-batch."""
+    world: Processes | None
+    """All processes, where each holds parts of the model alone: norms and errors are theirs together then."""
+    lockstep: bool
+    """Whether forward and backward wait for other processes, so that all have to get there."""
+    stands_in: bool
+    """Whether, then, one that has fewer micro-batches has to make as many passes as the others."""
 
     def begin(self, parameters: Sequence[Tensor], model: nn.Module) -> None:
         """Start a window; no parameter has a gradient. ``model`` tells the order in which they are used."""
@@ -56,11 +63,42 @@ class Engine(Protocol):
         ...
 
 
+@runtime_checkable
+class HasStages(Protocol):
+    """What an engine has besides, where every process has some stages of the model only."""
+
+    samples: Processes
+    """Those that share a batch's samples, one of each pipeline."""
+
+    def passes(self, *arguments: Any, **options: Any) -> Any:
+        """Return what runs the micro-batches of a step, in place of :class:`wholebatch.step.passes.Passes`."""
+        ...
+
+    def agree(self, gradients: Sequence[Tensor], finite: bool) -> tuple[Tensor, bool]:
+        """Return the norm of the gradients of all stages, and whether all are finite; all processes call it."""
+        ...
+
+    def whole(self) -> AbstractContextManager[None]:
+        """Within it every process has the whole model and the optimizer's whole state; all processes call it."""
+        ...
+
+    def gather(self) -> None:
+        """Give every process the same until the next step; all processes call it."""
+        ...
+
+    def share_buffers(self) -> None:
+        """Make every stage's buffers those of the first process that has them; all processes call it."""
+        ...
+
+
 class Flat:
     """Backward is local; then totals and flags travel in one buffer, and the gradients in buckets."""
 
     overlaps = False
     sums_alone = False
+    world = None
+    lockstep = False
+    stands_in = False
 
     def __init__(self, processes: Processes) -> None:
         self.processes = processes

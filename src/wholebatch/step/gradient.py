@@ -16,9 +16,10 @@ from torch.optim import Optimizer
 
 from wholebatch.core import processes
 from wholebatch.core.errors import ConfigError, InputError, InputTypeError, LossError, NonFiniteError
-from wholebatch.step.engine import Engine, Flat
+from wholebatch.step.engine import Engine, Flat, HasStages
 from wholebatch.step.losses import weighted_sum
 from wholebatch.step.over_processes import Totals
+from wholebatch.step.parts import agree, local
 from wholebatch.step.precision import step_in_own_dtype, sum_in_float32
 from wholebatch.step.reductions import Divisor
 from wholebatch.step.report import StepReport, gradients_of, norm_of
@@ -56,11 +57,12 @@ class GradientAccumulator:
     """
 
     def __init__(self, model: nn.Module, group: Any = None, engine: Engine | None = None) -> None:
-        check_model(model)
+        check_model(model, splits=engine is not None and engine.world is not None)
         if group is not None and engine is not None:
             raise ConfigError("group= and engine= are both given; an engine has its group: engine(…, group=group)")
         self._model = model
         self._engine = Flat(processes.current(group)) if engine is None else engine
+        self._stages = self._engine if isinstance(self._engine, HasStages) else None
         self.samples = 0
         self.noise = NoiseScale()
         self.parameters: list[Tensor] = []
@@ -175,9 +177,26 @@ class GradientAccumulator:
         self._sums.append(loss_sum)
         self.samples += samples
 
+    def count(self, loss_sum: Tensor, weight: Divisor | None, samples: int) -> None:
+        """Count a micro-batch whose backward runs elsewhere."""
+        self._sums.append(loss_sum)
+        if weight is not None:
+            self._weights.append(weight)
+        self.samples += samples
+
     def backward(self, loss_sum: Tensor) -> None:
         """Run backward on a sum that is counted elsewhere; more will follow."""
         self._engine.backward(loss_sum, self._upstream(loss_sum), False)
+
+    @property
+    def stands_in(self) -> bool:
+        """Whether a process with fewer micro-batches has to make passes that count nothing."""
+        return self._engine.lockstep and self._engine.stands_in
+
+    def add_nothing(self, loss_sum: Tensor) -> None:
+        """Run backward with no weight at all, since the others wait for it."""
+        if loss_sum.requires_grad:
+            self._engine.backward(loss_sum, torch.zeros_like(self._upstream(loss_sum)), False)
 
     @property
     def scale(self) -> float:
@@ -218,7 +237,7 @@ class GradientAccumulator:
         first = float(self._first)
         weights = self._weights
         self._sums, self._weights = [], []
-        if self._together:
+        if self._together or self._engine.world is not None:
             own = _totals(sums, total, samples, micro_batches, small, first)
             if self._engine.sums_alone:
                 own.each = _each(sums, weights)
@@ -233,23 +252,31 @@ class GradientAccumulator:
         if not math.isfinite(total):
             raise InputError(f"the weights of {where} add up to {total}; every weight must be finite")
         gradients = gradients_of(parameters)
+        parts = [local(gradient) for gradient in gradients]
         skipped = total == 0
-        if not skipped and not divide_(gradients, total * self._scale, check=nonfinite != "allow"):
+        finite = skipped or divide_(parts, total * self._scale, check=nonfinite != "allow")
+        norm: Tensor | None = None
+        if self._stages is not None:  # at once, since every process takes part; a report may be read by one
+            norm, finite = self._stages.agree(gradients, finite)
+        elif self._engine.world is not None:
+            norm, finite = agree(self._engine.world, gradients, finite)
+        if not finite:
             if nonfinite == "raise":
                 raise NonFiniteError(self.blame(where))
             skipped = True
         report = StepReport(sums, total, samples, micro_batches, skipped, gradients, self.noise)
         self._report = weakref.ref(report)
+        report._norm = norm
         if not skipped:
             measured = small is not None and first < samples
-            if clip_norm is not None or measured:
+            if norm is None and (clip_norm is not None or measured):
                 report._norm = norm = norm_of(gradients)
-                if small is not None and measured:
-                    # what is not divided by a weight that grows with the samples is a sum of theirs
-                    per_sample = 1.0 if fixed_weight is None else fixed_weight / samples
-                    self.noise.add(small, norm * per_sample, first, samples)
-                if clip_norm is not None:
-                    clip_(gradients, clip_norm, norm)
+            if norm is not None and small is not None and measured:
+                # what is not divided by a weight that grows with the samples is a sum of theirs
+                per_sample = 1.0 if fixed_weight is None else fixed_weight / samples
+                self.noise.add(small, norm * per_sample, first, samples)
+            if norm is not None and clip_norm is not None:
+                clip_(parts, clip_norm, norm)
             self.apply_by(optimizer)
         return report
 
@@ -280,11 +307,14 @@ class GradientAccumulator:
         """Return what is said of a gradient that is not finite."""
         names = {id(p): name for name, p in self._model.named_parameters()}
         for parameter in self.parameters:
-            if parameter.grad is not None and not all_finite([parameter.grad]):
+            if parameter.grad is not None and not all_finite([local(parameter.grad)]):
                 name = names.get(id(parameter), "a parameter of the loss")
+                first = f"first in {name!r} of shape {tuple(parameter.shape)}"
                 break
+        else:
+            first = "in parts that other processes hold"
         return (
-            f"the gradient of {where} is not finite, first in {name!r} of shape {tuple(parameter.shape)}; the weights "
+            f"the gradient of {where} is not finite, {first}; the weights "
             "are as before the step. Lower the learning rate, clip, look at the data, or pass nonfinite='skip'"
         )
 
@@ -368,13 +398,13 @@ def clip_(gradients: Sequence[Tensor], clip_norm: float, norm: Tensor) -> None:
         parts.mul_(coefficient.to(parts.device))
 
 
-def check_model(model: Any) -> None:
-    """Refuse what is no module, and modules whose engine averages gradients itself."""
+def check_model(model: Any, splits: bool = False) -> None:
+    """Refuse what is no module, and modules whose engine averages gradients itself, unless ours ``splits`` it."""
     if not isinstance(model, nn.Module):
         raise InputTypeError(f"model is a {type(model).__name__}; give a torch.nn.Module")
     names = {kind.__name__ for module in model.modules() for kind in type(module).__mro__}
     for wrapper in ("DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule"):
-        if wrapper in names:
+        if wrapper in names and not (splits and wrapper == "FSDPModule"):
             raise InputError(
                 f"the model is wrapped in {wrapper}, which averages gradients by itself, so that uneven parts "
                 "are summed wrongly; pass the bare model (model.module)"

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from wholebatch.core.errors import ConfigError, InputError, InputTypeError
 from wholebatch.schedule import attach
-from wholebatch.step.precision import check_precision
+from wholebatch.step.engine import Engine
+from wholebatch.step.parts import is_split
+from wholebatch.step.precision import check_precision, is_half
 
 
 def scheduler_of(schedule: Any, optimizer: Optimizer) -> LRScheduler | None:
@@ -67,3 +70,22 @@ def check_tokens(micro_batch: Any, tokens: Any, cost: Any) -> None:
         raise ConfigError(f"micro_batch={micro_batch} and micro_batch_tokens={tokens} say the same; give one of them")
     if cost is not None and not callable(cost):
         raise ConfigError(f"micro_batch_cost={cost!r:.40}; expected a function of a batch that gives a number a sample")
+
+
+def check_split(model: nn.Module, engine: Engine | None, precision: str) -> None:
+    """Refuse what a model of which every process holds parts cannot be trained with.
+
+    Raises:
+        InputError: the model is split, and the engine is not the one that split it.
+        ConfigError: parameters of half precision.
+    """
+    if engine is None or engine.world is None:
+        if is_split(model):
+            raise InputError(
+                "the model is split over processes; give the engine that split it: Step(…, engine=engine), where "
+                "engine = wholebatch.parallel.engine({'shard': 2}, model)"
+            )
+        return
+    if precision == "bf16-true" or any(is_half(parameter) for parameter in model.parameters()):
+        what = f"precision={precision!r}" if precision == "bf16-true" else "a parameter of half precision"
+        raise ConfigError(f"{what} is not available in this version with a split model; use 'bf16' (autocast)")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from wholebatch.core import keys, tree
+from wholebatch.core.errors import BatchError
 from wholebatch.core.processes import Processes
 from wholebatch.step.bitwise import Bitwise
 from wholebatch.step.coupled import Replayed, TwoPasses, WholeBatchLoss
@@ -32,6 +33,8 @@ class Passes:
 
     ``step`` numbers the window, for its draws; ``watch`` is called with (output, *targets) of every micro-batch.
     """
+
+    places = False  # whether it finds out by itself where the samples are in the whole batch
 
     def __init__(
         self,
@@ -63,6 +66,8 @@ class Passes:
         self._bitwise = bitwise
         if bitwise is not None:
             self.draws = Seeded(seed, self._device)
+        elif self.draws is not None:
+            self.draws.asks = not accumulator.stands_in
         self._power = PowerIterations(model)
         self.promise = Promise(model, says=processes.rank == 0)
         self.norms = Place(model, processes, overlaps)
@@ -89,7 +94,10 @@ class Passes:
             return
         if self.draws is None:
             for start, samples, piece, last in pieces:
-                self._run(piece, start, samples, weigh, last)
+                if samples:
+                    self._run(piece, start, samples, weigh, last)
+                else:
+                    self._stand_in(piece)
             return
         self.draws.unplaced = position is None
         with self.draws:
@@ -100,7 +108,11 @@ class Passes:
         assert draws is not None
         samples = start = 0
         piece: Any = None
-        for start, samples, piece, last in pieces:
+        for first, count, cut, last in pieces:
+            if not count:
+                self._stand_in(cut)
+                continue
+            start, samples, piece = first, count, cut
             draws.micro_batch(self.step, position + start, samples)
             draws.probe = functools.partial(self._probe, piece, samples)
             self._run(piece, start, samples, weigh, last)
@@ -116,6 +128,8 @@ class Passes:
             loss_sum, weight = self._loss.summed(output, piece, start, samples, weigh)
         if self._bitwise is not None:
             self._bitwise.check_buffers()
+        if self._accumulator.stands_in and not loss_sum.requires_grad:
+            self._add_nothing(output, loss_sum)
         self._show(output, piece, start, samples)
         self._accumulator.add_sum(loss_sum, weight, samples, last)
 
@@ -129,6 +143,24 @@ class Passes:
             shown = tree.map_tensors(Tensor.detach, self._loss.shown(output))
             self.watch(shown, *targets_of(piece))
             self.watched = start + samples
+
+    def _stand_in(self, example: Any) -> None:
+        """Make a pass that counts nothing, because other processes wait for it."""
+        example = tree.to_device(example, self._device)
+        with unchanged_buffers(self.model), self._undrawn():
+            with self._autocast(), self.norms.only_looking():
+                output = self._loss.forward(self.model, example)
+                loss_sum, _ = self._loss.summed(output, example, 0, 1, True)
+            self._add_nothing(output, loss_sum)
+
+    def _add_nothing(self, output: Any, loss_sum: Tensor) -> None:
+        """Run backward for nothing; one whose weight is 0 has no gradient, yet the others wait."""
+        found = [loss_sum]
+        tree.map_tensors(lambda tensor: found.append(tensor.sum()) or tensor, output)  # type: ignore[func-returns-value]
+        self._accumulator.add_nothing(next((one for one in found if one.requires_grad), loss_sum))
+
+    def _undrawn(self) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext() if self.draws is None else self.draws.nothing()
 
     def _begin(self, piece: Any, start: int, samples: int) -> Any:
         """The micro-batch on the model's device, and what has to be done before it runs."""
@@ -148,6 +180,12 @@ class Passes:
 
     def _probe(self, piece: Any, samples: int, first: int, stop: int) -> None:
         """Run the model on the samples ``first … stop`` for what its keyed calls see; on two where there is one."""
+        if self._accumulator.stands_in:
+            raise BatchError(
+                "which axis of a dropped tensor is the samples' is not plain here (one sample, flattened tokens, or "
+                "two axes of one length), and asking the model would make the other processes wait for ever; use "
+                "reshard='step', or another micro_batch"
+            )
         less = stop <= samples
         other = tree.cut(piece, first, stop, samples, self._axis) if less else tree.double(piece, self._axis)
         if self._device.type != "cpu":
@@ -234,6 +272,9 @@ class Passes:
         def mark() -> None:
             draws.micro_batch(self.step, position, samples)
 
+        if self._accumulator.stands_in:  # the others would wait for the forwards that tell which
+            self.promise.drawn(["a layer that is not told"])
+            return
         names = layers_that_draw(self.model, forward, draws, mark) or ["the backward pass"]
         self.promise.drawn(names)
 

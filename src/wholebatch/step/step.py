@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -14,14 +14,15 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from wholebatch.core import processes, tree
 from wholebatch.core.errors import ConfigError, InputError, NonFiniteError, OutOfMemoryError
+from wholebatch.core.processes import Processes
 from wholebatch.step import losses, redo
 from wholebatch.step.available import left_by_limits
 from wholebatch.step.bitwise import Bitwise, Moved
 from wholebatch.step.bitwise_options import check_bitwise, check_model_bitwise
 from wholebatch.step.by_position import place_of
 from wholebatch.step.costs import Cost
-from wholebatch.step.cutting import Cutting
-from wholebatch.step.engine import Engine
+from wholebatch.step.cutting import Cutting, Piece
+from wholebatch.step.engine import Engine, HasStages
 from wholebatch.step.gradient import (
     GradientAccumulator,
     check_clip_norm,
@@ -33,8 +34,9 @@ from wholebatch.step.gradient import (
 from wholebatch.step.loss_scale import LossScale
 from wholebatch.step.masters import Masters
 from wholebatch.step.micro_batch_size import Finder, MicroBatchSize
-from wholebatch.step.options import check_options, check_tokens, scheduler_of
+from wholebatch.step.options import check_options, check_split, check_tokens, scheduler_of
 from wholebatch.step.over_processes import raise_together, same_start
+from wholebatch.step.parts import is_part
 from wholebatch.step.passes import Passes
 from wholebatch.step.pinned import check_workspace, pinned, pinned_facts
 from wholebatch.step.precision import lower
@@ -114,6 +116,8 @@ class Step:
             check_bitwise(micro_batch, micro_batch_tokens, threads, engine)
         elif threads is not None:
             raise ConfigError(f"threads={threads!r} belongs to bitwise=True; otherwise call torch.set_num_threads")
+        self._world = None if engine is None else engine.world
+        self._lockstep = self._world if engine is not None and engine.lockstep else None
         self._processes = processes.current(group) if engine is None else engine.processes
         self._bitwise: Bitwise | None = None
         if bitwise:
@@ -128,6 +132,7 @@ class Step:
         check_nonfinite(nonfinite)
         check_options(micro_batch, precision, dropout, seed)
         check_tokens(micro_batch, micro_batch_tokens, micro_batch_cost)
+        check_split(model, engine, precision)
         self.model = model
         self.optimizer = optimizer
         self.micro_batch = micro_batch
@@ -142,36 +147,28 @@ class Step:
         if bitwise:
             check_model_bitwise(model, self._loss)
             check_workspace(next((p.device for p in model.parameters()), torch.device("cpu")))
+        if self._lockstep is not None and self._loss.coupled:
+            raise ConfigError("a WholeBatchLoss is not available in this version where the model is split like this")
         self._axis = batch_axis
         self._schedule = scheduler_of(schedule, optimizer)
         self._others = self._check_parameters()
         self._groups = len(optimizer.param_groups)
-        self._passes = Passes(
-            model,
-            self._loss,
-            self._accumulator,
-            self._processes,
-            seed=seed,
-            keyed=dropout == "keyed",
-            precision=precision,
-            axis=batch_axis,
-            overlaps=self._looks_ahead,
-            bitwise=self._bitwise,
-        )
+        how = {"seed": seed, "keyed": dropout == "keyed", "precision": precision, "axis": batch_axis}
+        self._stages = engine if isinstance(engine, HasStages) else None
+        self._passes = self._passes_of(engine, how)
         self._scaling = LossScale() if precision == "fp16" else None
         self._half = self._scaling is not None or any(p.dtype is torch.float16 for p in model.parameters())
         self._masters = self._lowered() if precision == "bf16-true" else None
         self.size = MicroBatchSize(micro_batch, micro_batch_tokens, micro_batch_cost, exactly=bitwise)
-        self._cutting = Cutting(self._loss, batch_axis, self.size, self._passes)
+        self._cutting = Cutting(self._loss, batch_axis, self.size, self._passes, ahead=self._lockstep is not None)
         self._finder = Finder(model, optimizer, self._loss, self._passes, precision, batch_axis)
         self._found_together = False
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         modules = [model] if self._loss.module is None else [model, self._loss.module]
         self._beginning = redo.Beginning(modules, device)
         copies = {} if self._masters is None else self._masters.state_dict()
-        same_start(
-            self._processes, [*model.named_parameters(), *model.named_buffers(), *self._of_loss(), *copies.items()]
-        )
+        alike = [*model.named_parameters(), *model.named_buffers(), *self._of_loss(), *copies.items()]
+        same_start(self._processes, [(name, tensor) for name, tensor in alike if not is_part(tensor)])
 
     def __call__(self, batch: Any, position: int | None = None) -> StepReport:
         """Make one step over ``batch``, or over a window of ``MicroBatches``.
@@ -193,7 +190,8 @@ class Step:
 
     def _call(self, batch: Any, position: int | None) -> StepReport:
         self._find(batch)
-        self._beginning.keep()
+        if self._world is None:
+            self._beginning.keep()
         self._passes.watched = 0
         if self._bitwise is not None:
             self._bitwise.again = False
@@ -239,11 +237,13 @@ class Step:
         self.size.most = self.size.widest = 0
         cut, error = self._attempt(lambda: self._cutting.cut(batch, self._find))
         weight, samples, pieces = (None, 0, iter(())) if error is not None else cut
-        if self._bitwise is None:
-            position, nominal = self._place(samples, position, error)
-        else:
+        if self._bitwise is not None:
             weight = None  # of each micro-batch by itself
             position, nominal = self._place_whole(self._bitwise, samples, position, error)
+        else:
+            if self._lockstep is not None:
+                pieces = iter(self._in_lockstep(pieces, samples, error))
+            position, nominal = self._place(samples, position, error)
         if len(self.optimizer.param_groups) != self._groups:
             self._others, self._groups = self._check_parameters(), len(self.optimizer.param_groups)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -253,7 +253,10 @@ class Step:
         self._passes.step = self.calls
         if error is None:
             marked = with_last(pieces) if self._looks_ahead else ((*piece, False) for piece in pieces)
-            _, error = self._attempt(lambda: self._passes.run(marked, position, weight is None, samples))
+            if self._lockstep is not None:  # the others wait within the model: only this process's end can tell them
+                self._passes.run(marked, position, weight is None, samples)
+            else:
+                _, error = self._attempt(lambda: self._passes.run(marked, position, weight is None, samples))
         else:
             self._passes.norms.stay_away()
         if isinstance(error, redo.RanOut) and self._processes.size == 1:
@@ -309,6 +312,8 @@ class Step:
             The least that a process found; None where all of its part may be taken at once in every process.
         """
         self._found_together = True
+        if self._world is not None:  # of a model that is split, a process alone can try nothing
+            return None
         found = self._finder.find(batch, samples, measure=True) if self.size.automatic and samples else 0
         limits = self._processes.exchange(found if 0 < found < samples else 0)
         least = min((limit for limit in limits if limit), default=None)
@@ -318,7 +323,7 @@ class Step:
 
     def _find(self, batch: Any) -> None:
         """Find the micro-batch for such a batch: with the other processes the first time, by the plan later."""
-        if self._found_together and not self.size.automatic:
+        if self._found_together and (not self.size.automatic or self._world is not None):
             return
         samples = 0
         if not isinstance(batch, MicroBatches):
@@ -349,6 +354,34 @@ class Step:
             raise OutOfMemoryError(f"out of memory in step {self.calls + 1}, with samples that cost nothing: {said}")
         self._beginning.put_back()
 
+    def _passes_of(self, engine: Engine | None, how: dict[str, Any]) -> Any:
+        """What runs the micro-batches."""
+        if isinstance(engine, HasStages):
+            more = {"optimizer": self.optimizer, "micro_batch": self.micro_batch}
+            return engine.passes(self.model, self._loss, self._accumulator, **how, **more)
+        more = {"overlaps": self._looks_ahead, "bitwise": self._bitwise}
+        return Passes(self.model, self._loss, self._accumulator, self._processes, **how, **more)
+
+    def whole(self) -> contextlib.AbstractContextManager[None]:
+        """Within it the model and the optimizer's state are whole on every process, which all have to call.
+
+        That is always so but with a pipeline, whose processes have a part each. What is loaded within it stays.
+        """
+        return contextlib.nullcontext() if self._stages is None else self._stages.whole()
+
+    def gather(self) -> None:
+        """Make model and optimizer state whole on every process until the next step; all of them call it."""
+        if self._stages is not None:
+            self._stages.gather()
+
+    def share_buffers(self) -> None:
+        """Make the buffers of all processes, each of which has seen its own part, those of the first one."""
+        if self._stages is not None:
+            self._stages.share_buffers()
+            return
+        for buffer in self.model.buffers():
+            self._processes.copy_from_first_(buffer)
+
     def _lowered(self) -> Masters:
         """Make the model bfloat16, and let the optimizer move float32 copies."""
         modules = [self.model] if self._loss.module is None else [self.model, self._loss.module]
@@ -374,6 +407,16 @@ class Step:
     def loss_scale(self) -> float:
         """What a float16 loss is multiplied by, a power of two; 1 with another precision."""
         return 1.0 if self._scaling is None else self._scaling.value
+
+    @property
+    def processes(self) -> Processes:
+        """The processes that share a batch's samples."""
+        return self._processes if self._stages is None else self._stages.samples
+
+    @property
+    def split(self) -> bool:
+        """Whether this process holds parts of the model alone."""
+        return self._world is not None
 
     @property
     def align(self) -> int:
@@ -445,12 +488,12 @@ class Step:
     def _attempt(self, work: Callable[[], Any]) -> tuple[Any, Exception | None]:
         """What ``work`` returns; with several processes an error is kept, so that it can travel to all of them.
 
-        So is that memory ran out, always: the window can be made again.
+        So is that memory ran out: the window can be made again, unless the model is split over processes.
         """
         try:
             return work(), None
         except Exception as error:
-            short = self._is_short(error)
+            short = self._world is None and self._is_short(error)
             if short:
                 said, whole = redo.forget(error), self._passes.norms.whole()
                 if whole is None:
@@ -459,7 +502,7 @@ class Step:
                     f"out of memory in step {self.calls + 1}: {said}. {whole} normalises the whole batch as one group "
                     "(group=None), so that it cannot be cut; use wholebatch.convert_batchnorm(model, group=32)"
                 )
-            if self._processes.size > 1:
+            if self._processes.size > 1 or self._world is not None:
                 return None, error
             if short:
                 raise error from None
@@ -476,6 +519,30 @@ class Step:
         redo.free()
         return self._finder.too_large(*running, left_by_limits())
 
+    def _in_lockstep(self, pieces: Iterator[Piece], samples: int | None, error: Exception | None) -> list[Piece]:
+        """This process's pieces, and what makes them as many as those of the process that has most.
+
+        Where passes wait for each other every process has to make as many: one that has fewer samples goes on with
+        one sample of another process, which is none of the batch's (0 samples). That takes an exchange, always; the
+        pieces are read before it, so that an error of the data is everybody's.
+        """
+        assert self._lockstep is not None
+        own: list[Piece] = []
+        if error is None:
+            read, error = self._attempt(lambda: list(pieces))
+            own = read or []
+        counts = self._lockstep.exchange(_FAILED if error is not None else len(own))
+        if _FAILED in counts:
+            raise_together(self._lockstep, error)
+        if len(set(counts)) == 1 or not self._accumulator.stands_in:
+            return own
+        giver = next(rank for rank, count in enumerate(counts) if count)
+        gives = giver == self._lockstep.rank
+        example = tree.cut(own[0][2], 0, 1, own[0][1], self._axis) if gives else None
+        example = self._lockstep.gather(example)[giver]
+        end = own[-1][0] + own[-1][1] if own else 0
+        return own + [(end, 0, example)] * (max(counts) - len(own))
+
     def _place(self, samples: int | None, position: int | None, error: Exception | None) -> tuple[int | None, int]:
         """This process's place in the whole batch (None: unknown), and the samples of the whole batch, nominally.
 
@@ -483,7 +550,7 @@ class Step:
         """
         if self._processes.size == 1:
             return position or 0, samples or 1
-        if position is not None and not self._half:
+        if self._passes.places or (position is not None and not self._half):
             return position, 1
         counts = self._processes.exchange(_FAILED if error is not None else _UNKNOWN if samples is None else samples)
         if _FAILED in counts:
