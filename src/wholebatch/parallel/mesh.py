@@ -96,8 +96,8 @@ def _misfit(numbers: Mapping[str, int], said: Mapping[str, Any], size: int) -> s
     count = "1 process" if size == 1 else f"{size} processes"
     return (
         f"parallel: {asked or 'data=1'} make {needed}, but the number of processes is {size}; {count} would fit "
-        f"{' or '.join(fitting[:_SHOWN])}{more}; or start {needed} (wholebatch train --processes {needed}, or torchrun "
-        f"--nproc-per-node {needed})"
+        f"{' or '.join(fitting[:_SHOWN])}{more}; or start {needed} of them (wholebatch train --processes {needed}, or "
+        f"torchrun --nproc-per-node {needed})"
     )
 
 

@@ -69,6 +69,7 @@ class PipelineEngine:
     """
 
     overlaps = False
+    sums_alone = False
     world: Processes | None = None
     lockstep = stands_in = False
 

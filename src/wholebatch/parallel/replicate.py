@@ -48,7 +48,7 @@ class DdpEngine:
 
     overlaps = True
     sums_alone = False
-    world = None
+    world: Processes | None = None
     lockstep = False
     stands_in = False
 

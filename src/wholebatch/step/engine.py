@@ -96,7 +96,7 @@ class Flat:
 
     overlaps = False
     sums_alone = False
-    world = None
+    world: Processes | None = None
     lockstep = False
     stands_in = False
 
