@@ -138,8 +138,8 @@ def train(
             after backward), "ddp" (by DistributedDataParallel, during the last backward), or a mapping of ``engine``
             (one of these) and ``data`` (how many processes there have to be, or "auto").
         bitwise: every bit of the weights, the losses and the counts is a function of code, data, seed, ``batch_size``
-            and ``micro_batch``, which has to be a number, on any number of processes (:class:`Step`). Evaluation cuts by
-            position, too. Torch runs on ``threads`` threads meanwhile, with deterministic kernels.
+            and ``micro_batch``, which has to be a number, on any number of processes (:class:`Step`). Evaluation cuts
+            by position, too. Torch runs on ``threads`` threads meanwhile, with deterministic kernels.
         threads: of torch in bitwise mode: 1, if None.
 
     Raises:
