@@ -67,9 +67,8 @@ def evaluate(
             "nothing to measure: the outputs are no scores of classes with class numbers as targets; "
             "pass metrics= or loss="
         )
-    if exact is not None:
-        whole = exact.over_processes(processes)
-    return {**({} if loss is None else {"loss": _mean(whole, loss)}), **values, "samples": float(seen)}
+    totals: Mapping[str, float] | Accumulator = whole if exact is None else exact.over_processes(processes)
+    return {**({} if loss is None else {"loss": _mean(totals, loss)}), **values, "samples": float(seen)}
 
 
 def _feed(

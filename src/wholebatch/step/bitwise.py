@@ -33,6 +33,9 @@ class Bitwise:
 
     overlaps = False
     sums_alone = True
+    world: Processes | None = None
+    lockstep = False
+    stands_in = False
 
     def __init__(self, processes: Processes, model: nn.Module) -> None:
         self.processes = processes

@@ -357,9 +357,9 @@ class Step:
     def _passes_of(self, engine: Engine | None, how: dict[str, Any]) -> Any:
         """What runs the micro-batches."""
         if isinstance(engine, HasStages):
-            more = {"optimizer": self.optimizer, "micro_batch": self.micro_batch}
-            return engine.passes(self.model, self._loss, self._accumulator, **how, **more)
-        more = {"overlaps": self._looks_ahead, "bitwise": self._bitwise}
+            own = {"optimizer": self.optimizer, "micro_batch": self.micro_batch}
+            return engine.passes(self.model, self._loss, self._accumulator, **how, **own)
+        more: dict[str, Any] = {"overlaps": self._looks_ahead, "bitwise": self._bitwise}
         return Passes(self.model, self._loss, self._accumulator, self._processes, **how, **more)
 
     def whole(self) -> contextlib.AbstractContextManager[None]:
@@ -510,7 +510,7 @@ class Step:
 
     def _is_short(self, error: Exception) -> bool:
         """Whether memory ran out while the window was under way."""
-        running = self._passes.running
+        running: tuple[Any, int] | None = self._passes.running
         if redo.ran_out(error):
             return running is not None or self.size.most > 0
         if running is None or not redo.may_be_short(error):
