@@ -126,7 +126,8 @@ def train(
             they have ended when ``train`` returns. A loader has its own.
         parallel: how processes share the work, which changes the speed alone: "auto", "flat" (gradients are summed
             after backward), "ddp" (by DistributedDataParallel, during the last backward), or a mapping of ``engine``
-            (one of these) and ``data`` (how many processes there have to be, or "auto").
+            (one of these) and ``data`` (how many processes there have to be, or "auto"). A mapping with ``workers``
+            sends less and changes the result: see "Less communication" in the documentation.
         bitwise: not available in this version.
 
     Raises:
@@ -158,7 +159,7 @@ def train(
     engine = parallel_processes.engine(parallel, model)
     made = optimizer if isinstance(optimizer, Optimizer) or not callable(optimizer) else optimizer(model.parameters())
     attached = _attached(schedule, made)
-    step = Step(
+    step = parallel_processes.step_for(parallel)(
         model,
         made,
         loss,
@@ -178,6 +179,7 @@ def train(
     shared = kept_somewhere or processes.size > 1
     facts = loop.facts_of(step, loader, loss, schedule, schedule_unit) if shared else {}
     batch_rate = None if batch_lr_rule is None else loop.BatchRate(made, loader, batch_lr_rule)
+    facts |= {} if step.mode is None else {"parallel": step.mode}
     facts |= {} if batch_rate is None else {"batch_lr_rule": batch_lr_rule}
     more = {"epochs": epochs, "run_dir": kept_somewhere, "resume": str(resume), "log_every": log_every}
     asked = {

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
+from itertools import pairwise
 
 from wholebatch.core.errors import BatchError
 
@@ -64,6 +66,41 @@ def parts(samples: int, rank: int, size: int, align: int = 1) -> tuple[int, int]
     groups = max(1, samples // align + (samples % align > 1)) if samples else 0
     start, stop = (groups * number // size for number in (rank, rank + 1))
     return min(start * align, samples), samples if stop == groups else stop * align
+
+
+def worker_edges(samples: int, workers: int, rank: int = 0, size: int = 1) -> tuple[int, ...]:
+    """Return where the parts of a process's logical workers begin in a whole batch, and where the last one ends.
+
+    Worker *k* of *K* has the samples from ``samples · k // K`` on, whatever the number of processes; a process has
+    whole workers, contiguous ones in rank order, as even as can be.
+
+    >>> worker_edges(10, 4), [worker_edges(10, 4, rank, 3) for rank in range(3)]
+    ((0, 2, 5, 7, 10), [(0, 2), (2, 5), (5, 7, 10)])
+    """
+    first, stop = parts(workers, rank, size)
+    return tuple(samples * worker // workers for worker in range(first, stop + 1))
+
+
+def process_edges(samples: int, rank: int, size: int, align: int, logical: int | None) -> tuple[int, ...]:
+    """Return where a process's part of a whole batch begins and ends; with logical workers, where each of theirs does.
+
+    >>> process_edges(64, 1, 3, 1, None), process_edges(64, 1, 3, 1, logical=4)
+    ((21, 42), (16, 32))
+    """
+    return parts(samples, rank, size, align) if logical is None else worker_edges(samples, logical, rank, size)
+
+
+def bounds_between(edges: Sequence[int], micro_batch: int | None, align: int = 1) -> list[tuple[int, int]]:
+    """Return the micro-batches of each stretch between two edges, one after the other; None is a stretch at once.
+
+    >>> bounds_between((0, 5, 5, 8), 4), bounds_between((0, 5, 8), None)
+    ([(0, 4), (4, 5), (5, 8)], [(0, 5), (5, 8)])
+    """
+    return [
+        (begin + start, begin + stop)
+        for begin, end in pairwise(edges)
+        for start, stop in bounds(end - begin, micro_batch or max(1, end - begin), align=align)
+    ]
 
 
 def says_multiples(number: int, align: int) -> str:

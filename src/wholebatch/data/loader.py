@@ -11,7 +11,7 @@ from torch import Tensor
 
 from wholebatch.core import processes
 from wholebatch.core.batch_sizes import BatchSizes
-from wholebatch.core.cuts import bounds, parts
+from wholebatch.core.cuts import bounds_between, process_edges
 from wholebatch.core.errors import DataError
 from wholebatch.data.adapt import as_dataset, has_random_access
 from wholebatch.data.arrays import ArrayDataset
@@ -148,7 +148,11 @@ class BatchLoader:
         return (window.whole() for window in self.windows())
 
     def windows(
-        self, micro_batch: int | None = None, device: torch.device | str | None = None, align: int | None = None
+        self,
+        micro_batch: int | None = None,
+        device: torch.device | str | None = None,
+        align: int | None = None,
+        logical: int | None = None,
     ) -> Iterator[Window]:
         """Iterate as ``for batch in loader`` does, but give each batch as a :class:`Window` of micro-batches.
 
@@ -156,15 +160,20 @@ class BatchLoader:
             micro_batch: samples that one forward sees, or None for all.
             device: where micro-batches go before they are transformed; None leaves them where the data are.
             align: in place of the loader's own.
+            logical: cut every batch into the parts of so many logical workers, and give this process whole ones
+                (:func:`wholebatch.core.cuts.worker_edges`); None cuts by the number of processes alone.
         """
         size = None if micro_batch is None else positive("micro_batch", micro_batch)
-        return self._windows(size, device, self.align if align is None else positive("align", align))
+        return self._windows(size, device, self.align if align is None else positive("align", align), logical)
 
-    def _windows(self, micro_batch: int | None, device: torch.device | str | None, align: int) -> Iterator[Window]:
+    def _windows(
+        self, micro_batch: int | None, device: torch.device | str | None, align: int, logical: int | None
+    ) -> Iterator[Window]:
         epoch = self._epoch
         order = epoch_order(self.samples, self.seed, epoch) if self.shuffle else torch.arange(self.samples)
         finish = finisher(self.transform, self.seed, epoch, device)
-        ready = self._begin(order, micro_batch, device, align)
+        ready = self._begin(order, micro_batch, device, align, logical)
+        rank, size = self._processes.rank, self._processes.size
         ended = False
         try:
             while self._epoch == epoch and (cut := self._next_cut()) is not None:
@@ -172,15 +181,17 @@ class BatchLoader:
                 whole = order[slice(*cut)]
                 self._latest = self.sizes.at(epoch, begin, self.samples)
                 self._consumed += whole.shape[0]
-                first, stop = parts(whole.shape[0], self._processes.rank, self._processes.size, align)
-                indices = whole[first:stop]
+                edges = process_edges(whole.shape[0], rank, size, align, logical)
+                first, stop = edges[0], edges[-1]
+                indices, inner = whole[first:stop], [edge - first for edge in edges]
+                place: dict[str, Any] = {"align": align, "whole": whole.shape[0], "edges": inner}
                 gather = partial(self._gather, indices, epoch, begin, ready)
                 if self.mix is None:
-                    yield Window(gather, indices, epoch, micro_batch, self._at_once, finish, first, align)
+                    yield Window(gather, indices, epoch, micro_batch, self._at_once, finish, first, **place)
                 else:
                     plan = self.mix.plan(whole, seed=self.seed, epoch=epoch, place=begin).part(first, stop)
                     mixed = self.mix.gathering(indices, plan, partial(self._take, epoch, begin, ready), finish)
-                    yield Window(mixed, indices, epoch, micro_batch, position=first, align=align)
+                    yield Window(mixed, indices, epoch, micro_batch, position=first, **place)
             ended = True
         finally:
             if not ended:
@@ -204,7 +215,12 @@ class BatchLoader:
             raise
 
     def _begin(
-        self, order: Tensor, micro_batch: int | None, device: torch.device | str | None, align: int
+        self,
+        order: Tensor,
+        micro_batch: int | None,
+        device: torch.device | str | None,
+        align: int,
+        logical: int | None,
     ) -> Ready | None:
         """Let the workers begin with the rest of the epoch."""
         if self._workers is None:
@@ -213,7 +229,8 @@ class BatchLoader:
         cuts = self.sizes.cuts(self._epoch, self.samples, self._consumed, self.drop_last)
         # It must not know this loader, which would keep itself alive by it, and its workers with it.
         mixed = None if self.mix is None else partial(self.mix.plan, seed=self.seed, epoch=self._epoch)
-        plan = partial(_plan, order, self._epoch, cuts, rank, size, micro_batch, mixed, align)
+        share = partial(process_edges, rank=rank, size=size, align=align, logical=logical)
+        plan = partial(_plan, order, self._epoch, cuts, share, micro_batch, mixed, align)
         return self._workers.begin(plan, None if device is None else torch.device(device))
 
     def _next_cut(self) -> tuple[int, int] | None:
@@ -260,8 +277,7 @@ def _plan(
     order: Tensor,
     epoch: int,
     cuts: Sequence[tuple[int, int]],
-    rank: int,
-    size: int,
+    share: Callable[[int], Sequence[int]],
     micro_batch: int | None,
     mixed: Callable[..., Plan] | None,
     align: int,
@@ -269,10 +285,11 @@ def _plan(
     """The micro-batches of an epoch that are a process's, whole batches from and to ``cuts``."""
     for begin, end in cuts:
         whole = order[begin:end]
-        first, last = parts(whole.shape[0], rank, size, align)
-        indices, samples = whole[first:last], last - first
+        edges = share(whole.shape[0])
+        first, last = edges[0], edges[-1]
+        indices = whole[first:last]
         plan = None if mixed is None else mixed(whole, place=begin).part(first, last)
-        for start, stop in bounds(samples, micro_batch or max(1, samples), align=align) or [(0, 0)]:
+        for start, stop in bounds_between([edge - first for edge in edges], micro_batch, align) or [(0, 0)]:
             rows = indices[start:stop]
             if plan is not None:
                 rows = plan.part(start, stop).rows(rows)[0]

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, default_collate
 
 from wholebatch.core import processes, tree
-from wholebatch.core.cuts import parts
+from wholebatch.core.cuts import process_edges
 from wholebatch.core.errors import BatchError, DataError
 from wholebatch.data.adapt import as_dataset
 from wholebatch.data.checks import positive, restore_place
@@ -110,27 +110,35 @@ class StreamLoader:
         return (window.whole() for window in self.windows())
 
     def windows(
-        self, micro_batch: int | None = None, device: torch.device | str | None = None, align: int | None = None
+        self,
+        micro_batch: int | None = None,
+        device: torch.device | str | None = None,
+        align: int | None = None,
+        logical: int | None = None,
     ) -> Iterator[Window]:
         """Iterate over an epoch from its beginning; see :meth:`BatchLoader.windows`."""
         size = None if micro_batch is None else positive("micro_batch", micro_batch)
-        return self._windows(size, device, 1 if align is None else positive("align", align))
+        return self._windows(size, device, 1 if align is None else positive("align", align), logical)
 
-    def _windows(self, micro_batch: int | None, device: torch.device | str | None, align: int) -> Iterator[Window]:
+    def _windows(
+        self, micro_batch: int | None, device: torch.device | str | None, align: int, logical: int | None
+    ) -> Iterator[Window]:
         epoch, seen = self._epoch, 0
         finish = finisher(self.transform, self.seed, epoch, device)
         self._announce(epoch)
         rank, size = self._processes.rank, self._processes.size
         for batch in self._batches():
             samples = _count(batch)
-            first, last = parts(samples, rank, size, align)
+            edges = process_edges(samples, rank, size, align, logical)
+            first, last = edges[0], edges[-1]
+            place: dict[str, Any] = {"whole": samples, "edges": [edge - first for edge in edges]}
 
             def gather(start: int, stop: int, batch: Any = batch, samples: int = samples, first: int = first) -> Any:
                 return batch if stop - start == samples else tree.cut(batch, first + start, first + stop, samples)
 
             indices = torch.arange(seen + first, seen + last)
             seen += samples
-            yield Window(gather, indices, epoch, micro_batch, finish=finish, position=first, align=align)
+            yield Window(gather, indices, epoch, micro_batch, finish=finish, position=first, align=align, **place)
         if not seen:
             raise DataError(f"the data set is empty: {type(self.dataset).__name__} gave nothing in epoch {epoch}")
         if self._epoch == epoch:

@@ -101,6 +101,7 @@ def _epochs(
 
 def _end_epoch(run: Run, evaluate: Callable[[], dict[str, float]] | None) -> float | None:
     """Record the epoch and evaluate; return the accuracy where there is one."""
+    run.show()
     run.recorder.end_epoch()
     if run.epoch_schedule is not None:
         run.epoch_schedule.step()
@@ -117,7 +118,7 @@ def _windows(run: Run, micro_batch: int | None, device: torch.device) -> Callabl
     """How the batches of an epoch are got, behind those that were made before a restart."""
     moved = run.loader.transform is not None or getattr(run.loader, "workers", False)
     place = device if moved else None  # the step itself moves what nothing transforms
-    return lambda: islice(run.loader.windows(micro_batch, place, run.step.align), run.skipped_windows(), None)
+    return lambda: islice(run.loader.windows(micro_batch, place, run.step.align, run.step.workers), run.skipped_windows(), None)
 
 
 def _one_step(step: Step, loader: BatchLoader | StreamLoader) -> Callable[[Window], StepReport]:
@@ -126,7 +127,11 @@ def _one_step(step: Step, loader: BatchLoader | StreamLoader) -> Callable[[Windo
     at_once = isinstance(loader.dataset, ArrayDataset) and (loader.dataset.bytes_per_sample * largest <= AT_ONCE_BYTES)
 
     def make(window: Window) -> StepReport:
-        batch = window.whole() if at_once else MicroBatches(window, samples=window.samples)
+        if step.workers is not None:
+            parts = {"edges": window.edges, "whole": window.whole_samples}
+            batch: Any = MicroBatches(window, window.samples, **parts)  # type: ignore[arg-type]
+        else:
+            batch = window.whole() if at_once else MicroBatches(window, samples=window.samples)
         try:
             return step(batch, position=window.position)
         except RuntimeError as error:

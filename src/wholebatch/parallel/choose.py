@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -11,7 +11,9 @@ from torch import nn
 from wholebatch.core import processes
 from wholebatch.core.errors import ConfigError, nearest
 from wholebatch.core.processes import Processes
+from wholebatch.parallel import workers
 from wholebatch.parallel.replicate import DdpEngine, gives_sparse
+from wholebatch.step import Step
 from wholebatch.step.engine import Engine, Flat
 from wholebatch.step.grouped_norm import sums_within
 from wholebatch.step.precision import is_half
@@ -29,7 +31,8 @@ def engine(parallel: Any = "auto", model: nn.Module | None = None, group: Any = 
     Args:
         parallel: "flat" (after backward), "ddp" (DistributedDataParallel, during the last micro-batch's backward), or
             "auto": the one that is faster for the device of ``model``. Or a mapping with ``engine``, one of these, and
-            ``data``, the number of processes: "auto" is as many as there are.
+            ``data``, the number of processes: "auto" is as many as there are. Or one with ``workers``, which changes
+            the result (:mod:`wholebatch.parallel.workers`).
         model: what is trained; its device and layers decide "auto".
         group: torch.distributed's process group; its default one where one is initialised.
 
@@ -40,10 +43,20 @@ def engine(parallel: Any = "auto", model: nn.Module | None = None, group: Any = 
         ConfigError: something else, or another number of processes than there are; the message has the repair.
     """
     here = processes.current(group)
+    logical = workers.asked(parallel)
+    if logical is not None:
+        _check_size(parallel.get("data", "auto"), here)
+        return logical.engine(here)
     name = _name(parallel, here)
     if here.size == 1 or (name if name != "auto" else _faster(model)) == "flat":
         return Flat(here)
     return DdpEngine(here)
+
+
+def step_for(parallel: Any = "auto") -> Callable[..., Step]:
+    """Return what makes the step that ``parallel`` asks for: :class:`wholebatch.Step`, or one of local steps."""
+    logical = workers.asked(parallel)
+    return Step if logical is None else logical.step()
 
 
 def _name(parallel: Any, here: Processes) -> str:

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from wholebatch.core import processes
 from wholebatch.core.errors import ConfigError, InputError, InputTypeError, LossError, NonFiniteError
 from wholebatch.step.engine import Engine, Flat
+from wholebatch.step.logical import PerWorker
 from wholebatch.step.losses import weighted_sum
 from wholebatch.step.over_processes import Totals
 from wholebatch.step.precision import step_in_own_dtype, sum_in_float32
@@ -61,6 +62,7 @@ class GradientAccumulator:
             raise ConfigError("group= and engine= are both given; an engine has its group: engine(…, group=group)")
         self._model = model
         self._engine = Flat(processes.current(group)) if engine is None else engine
+        self._sums_over = self._engine.processes.size > 1 or isinstance(self._engine, PerWorker)
         self.samples = 0
         self.noise = NoiseScale()
         self.parameters: list[Tensor] = []
@@ -218,7 +220,7 @@ class GradientAccumulator:
         first = float(self._first)
         self.noise.windows += 1
         self._sums, self._weights = [], []
-        if self._engine.processes.size > 1:
+        if self._sums_over:
             whole = self._engine.finish(_totals(sums, total, samples, micro_batches, small, first), error)
             sums, total = [torch.tensor(whole.loss, dtype=torch.float64)], whole.weight
             samples, micro_batches = whole.samples, whole.micro_batches

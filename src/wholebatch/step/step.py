@@ -16,6 +16,7 @@ from wholebatch.core.errors import BatchError, InputError, NonFiniteError
 from wholebatch.step import losses
 from wholebatch.step.engine import Engine
 from wholebatch.step.gradient import GradientAccumulator, check_clip_norm, check_held, check_nonfinite, check_optimizer
+from wholebatch.step.logical import FAILED, PerWorker, agree_on_edges, by_worker, own_workers, refuse_for_workers
 from wholebatch.step.loss_scale import LossScale
 from wholebatch.step.masters import Masters
 from wholebatch.step.options import check_options, scheduler_of
@@ -26,7 +27,7 @@ from wholebatch.step.report import StepReport
 from wholebatch.step.window import MicroBatches, with_last
 from wholebatch.sums import NoiseScale
 
-_UNKNOWN, _FAILED = -1, -2  # in place of a number of samples
+_UNKNOWN, _FAILED = -1, FAILED  # in place of a number of samples
 
 
 class Step:
@@ -119,6 +120,8 @@ class Step:
         self._scaling = LossScale() if precision == "fp16" else None
         self._half = self._scaling is not None or any(p.dtype is torch.float16 for p in model.parameters())
         self._masters = self._lowered() if precision == "bf16-true" else None
+        self._per_worker = self._engine_of_workers(engine)
+        self._edges: tuple[int, ...] = ()  # where the parts of this process's logical workers are
         copies = {} if self._masters is None else self._masters.state_dict()
         same_start(
             self._processes, [*model.named_parameters(), *model.named_buffers(), *self._of_loss(), *copies.items()]
@@ -138,7 +141,10 @@ class Step:
         """
         cut, error = self._attempt(lambda: self._cut(batch))
         weight, samples, pieces = (None, 0, iter(())) if error is not None else cut
-        position, nominal = self._place(samples, position, error)
+        position, nominal = self._place(samples, position, error, getattr(batch, "edges", None))
+        if self._per_worker is not None:
+            first = own_workers(self._processes, self._per_worker.workers).start
+            pieces = by_worker(pieces, self._edges, first, self._per_worker.worker, self._axis)
         if len(self.optimizer.param_groups) != self._groups:
             self._others, self._groups = self._check_parameters(), len(self.optimizer.param_groups)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -211,6 +217,34 @@ class Step:
         return self._accumulator.noise
 
     @property
+    def workers(self) -> int | None:
+        """How many logical workers every batch is cut for; None where the processes are all there is."""
+        return None if self._per_worker is None else self._per_worker.workers
+
+    @property
+    def mode(self) -> str | None:
+        """In words, what logical workers do that changes the result; None where nothing does."""
+        return None if self._per_worker is None else self._per_worker.mode
+
+    @property
+    def in_touch(self) -> bool:
+        """Whether the processes met in the last step, so that what it reports is of all of them."""
+        return True
+
+    def show(self) -> StepReport | None:
+        """Make the model what the logical workers have come to; all processes call it.
+
+        Returns:
+            The sums of steps that were not reported yet; None where there are none.
+        """
+        return None
+
+    def collect(self) -> None:
+        """Bring what ``state_dict`` needs of other processes to the first one; all processes call it before."""
+        if self._per_worker is not None:
+            self._per_worker.collect()
+
+    @property
     def watch(self) -> Callable[..., None] | None:
         """Called with (output, *targets) of every micro-batch, the output detached; for metrics."""
         return self._passes.watch
@@ -231,6 +265,7 @@ class Step:
             "schedule": self._schedule,
             "loss_scale": self._scaling,
             "float32_weights": self._masters,
+            "workers": self._per_worker,
         }
         return {name: part for name, part in parts.items() if part is not None}
 
@@ -271,6 +306,10 @@ class Step:
 
     def _pieces(self, batch: Any, samples: int, start: int) -> Iterator[tuple[int, int, Any]]:
         size = samples if self.micro_batch == "auto" else int(self.micro_batch)
+        if self._edges[-1:] == (samples,):
+            for first, stop in cuts.bounds_between(self._edges, size):  # each worker's alike, whoever has them
+                yield first, stop - first, tree.cut(batch, first, stop, samples, self._axis)
+            return
         if samples <= size:
             if samples:
                 yield start, samples, batch
@@ -314,11 +353,15 @@ class Step:
         except Exception as error:
             return None, error
 
-    def _place(self, samples: int | None, position: int | None, error: Exception | None) -> tuple[int | None, int]:
+    def _place(
+        self, samples: int | None, position: int | None, error: Exception | None, edges: tuple[int, ...] | None
+    ) -> tuple[int | None, int]:
         """This process's place in the whole batch (None: unknown), and the samples of the whole batch, nominally.
 
         Without ``position`` that takes an exchange of counts, always: one on a condition would deadlock.
         """
+        if self._per_worker is not None:
+            return self._place_workers(samples, position, error, edges), 1
         if self._processes.size == 1:
             return position or 0, samples or 1
         if position is not None and not self._half:
@@ -328,6 +371,28 @@ class Step:
             raise_together(self._processes, error)
         before = None if _UNKNOWN in counts else sum(counts[: self._processes.rank])
         return before if position is None else position, max(1, sum(count for count in counts if count > 0))
+
+    def _place_workers(
+        self, samples: int | None, position: int | None, error: Exception | None, edges: tuple[int, ...] | None
+    ) -> int:
+        """This process's place, and where its logical workers' parts are: as ``edges`` says, or by an exchange."""
+        assert self._per_worker is not None
+        if edges is not None and position is not None:
+            self._edges = edges
+            return position
+        given = samples if error is None else FAILED
+        self._edges, place, _ = agree_on_edges(self._processes, self._per_worker.workers, given)
+        if not self._edges:
+            raise_together(self._processes, error)
+        return place if position is None else position
+
+    def _engine_of_workers(self, engine: Engine | None) -> PerWorker | None:
+        """The engine, where it treats each logical worker's gradient by itself."""
+        if not isinstance(engine, PerWorker):
+            return None
+        refuse_for_workers(engine.mode, self._loss.coupled, self.align, self._half)
+        engine.fixed_weight = self._loss.whole_weight
+        return engine
 
     def _of_loss(self) -> list[tuple[str, Tensor]]:
         module = self._loss.module
