@@ -221,7 +221,8 @@ class LocalStep(Step):
     def _meet(self) -> StepReport:
         """Tell each other what came of the steps since; every process raises where one failed."""
         own = torch.zeros(4 + self._count, dtype=torch.float64)
-        own[:4] = torch.tensor([self._error is not None, float(self._loss_sum), self._weight, self._passed])
+        for place, value in enumerate((self._error is not None, self._loss_sum, self._weight, self._passed)):
+            own[place] = float(value)
         for worker, weight in self._round.items():
             own[4 + worker] = weight
         failed, loss, weight, passed, *round_weights = self._team.sum_(own).tolist()
