@@ -30,7 +30,6 @@ from wholebatch.display import RunFolder, choose
 from wholebatch.display.liveplot import LivePlot
 from wholebatch.loop import Metrics
 from wholebatch.schedule.piecewise import end_of
-from wholebatch.step import Step
 from wholebatch.step.gradient import check_model, check_optimizer
 from wholebatch.step.losses import FunctionLoss, bind
 from wholebatch.step.recompute import recomputed

@@ -6,10 +6,10 @@ import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from wholebatch import api, config, loop, parallel
 from wholebatch.checkpoint import taken_by_earlier_world
@@ -54,14 +54,18 @@ def train_recipe(
         kept = RunFolder(folder, texts=texts, resume=goes_on, say=display.message)
         last = loop.LastStep(parts.model)
         try:
-            history = _train(settings, parts, kept, allow, [display, last])
+            watching = [display] if settings.parallel.workers is not None else [display, last]
+            history = _train(settings, parts, kept, allow, watching)
         except SystemExit:
             display.message(_how_to_go_on(folder))
             raise
     if not any(record["epoch"] >= settings.epochs for record in history.select("train", "epoch")):
         display.message(_how_to_go_on(folder))  # the time was up
         return history
-    display.message(_promise(settings, parts, last))
+    if settings.parallel.workers is not None:
+        display.message(f"this result is that of {history.records[-1]['parallel']}, not of the whole batch's steps")
+    else:
+        display.message(_promise(settings, parts, last))
     display.message(f"run: {folder}")
     return history
 
@@ -92,7 +96,7 @@ def _train(
         eval_data=evaluation_loader(settings, parts),
         seed=settings.seed,
         device=settings.device,
-        parallel={"data": settings.parallel.data, "engine": settings.parallel.engine},
+        parallel=_parallel(settings),
         run_dir=kept,
         resume_allow=allow,
         checkpoint_every=settings.checkpoint_every,
@@ -101,6 +105,11 @@ def _train(
         observers=observers,
         display=False,
     )
+
+
+def _parallel(settings: Config) -> dict[str, Any]:
+    """``parallel=``, without what was not said."""
+    return {name: value for name, value in asdict(settings.parallel).items() if value is not None}
 
 
 def _how_to_go_on(folder: Path | Url) -> str:

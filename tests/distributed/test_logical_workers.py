@@ -1,4 +1,4 @@
-"""What logical workers do is a function of their number: on 1, 2, 3 or 4 processes, and when a run goes on elsewhere."""
+"""What logical workers do is a function of their number: on 1 to 4 processes, and when a run goes on elsewhere."""
 
 from __future__ import annotations
 

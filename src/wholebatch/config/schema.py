@@ -129,12 +129,26 @@ class Loss:
 
 @dataclass
 class Parallel:
-    """How processes share every batch; the result does not depend on it."""
+    """How processes share every batch; the result does not depend on it, but where there are ``workers``."""
 
     data: int | str = "auto"
     """number of processes there have to be, or auto: as many as were started"""
     engine: str = "auto"
     """what sums the gradients: auto, flat (after backward) or ddp (DistributedDataParallel, during it)"""
+    workers: int | None = None
+    """logical workers; those below change the result, which is then a function of their number; null: none"""
+    compress: Any = None
+    """how gradients travel: bf16, fp16, {powersgd: rank}, or null (as they are)"""
+    local_steps: int | None = None
+    """steps that every worker makes by itself between two meetings; null: none"""
+    outer: Any = None
+    """what a meeting does: average (null is that), diloco, or {diloco: {lr: 0.7, momentum: 0.9}}"""
+    start: int | None = None
+    """steps made together before the first local ones; null: none"""
+    overlap: bool | None = None
+    """let the mean travel during the next round, and apply it one round late"""
+    stale: int | None = None
+    """steps that every gradient is applied late; null: none"""
 
 
 @dataclass

@@ -93,8 +93,8 @@ def process_edges(samples: int, rank: int, size: int, align: int, logical: int |
 def bounds_between(edges: Sequence[int], micro_batch: int | None, align: int = 1) -> list[tuple[int, int]]:
     """Return the micro-batches of each stretch between two edges, one after the other; None is a stretch at once.
 
-    >>> bounds_between((0, 5, 5, 8), 4), bounds_between((0, 5, 8), None)
-    ([(0, 4), (4, 5), (5, 8)], [(0, 5), (5, 8)])
+    >>> bounds_between((0, 4, 4, 7), 3), bounds_between((0, 5, 8), None)
+    ([(0, 2), (2, 4), (4, 7)], [(0, 5), (5, 8)])
     """
     return [
         (begin + start, begin + stop)

@@ -118,7 +118,9 @@ def _windows(run: Run, micro_batch: int | None, device: torch.device) -> Callabl
     """How the batches of an epoch are got, behind those that were made before a restart."""
     moved = run.loader.transform is not None or getattr(run.loader, "workers", False)
     place = device if moved else None  # the step itself moves what nothing transforms
-    return lambda: islice(run.loader.windows(micro_batch, place, run.step.align, run.step.workers), run.skipped_windows(), None)
+    return lambda: islice(
+        run.loader.windows(micro_batch, place, run.step.align, run.step.workers), run.skipped_windows(), None
+    )
 
 
 def _one_step(step: Step, loader: BatchLoader | StreamLoader) -> Callable[[Window], StepReport]:

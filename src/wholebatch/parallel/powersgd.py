@@ -1,6 +1,6 @@
 """PowerSGD over logical workers: a matrix of gradients travels as two thin ones, and what is lost comes back later.
 
-Of worker k's part g_k of the mean gradient, and what it could not send before, e_k, each a matrix of n rows and m columns:
+Of worker k's part g_k of the mean gradient, and what it could not send before, e_k, both of n rows and m columns:
 
     M_k = g_k + e_k
     P   = orthonormal(sum_k M_k Q)               n × rank
@@ -9,8 +9,8 @@ Of worker k's part g_k of the mean gradient, and what it could not send before, 
 
 Vogels, Karimireddy, Jaggi 2019, "PowerSGD: Practical Low-Rank Gradient Compression for Distributed Optimization",
 algorithms 1 and 2. Vectors, and matrices that this would not make smaller, travel whole. A parameter of more than
-two axes is a matrix of its first axis and the others. The sums are added in the workers' order, so that all is the same on
-any number of processes.
+two axes is a matrix of its first axis and the others. The sums are added in the workers' order, so that all is the
+same on any number of processes.
 """
 
 from __future__ import annotations

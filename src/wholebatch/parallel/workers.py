@@ -80,7 +80,9 @@ def asked(parallel: Any) -> Workers | None:
     Raises:
         ConfigError: values that cannot be, or that cannot be together; the message has the repair.
     """
-    given = {key: parallel[key] for key in KEYS if parallel.get(key) is not None} if isinstance(parallel, Mapping) else {}
+    given = (
+        {key: parallel[key] for key in KEYS if parallel.get(key) is not None} if isinstance(parallel, Mapping) else {}
+    )
     if not given:
         return None
     for key, value in parallel.items():
@@ -89,7 +91,9 @@ def asked(parallel: Any) -> Workers | None:
         known = (*KEYS, *_ALONG, "engine", "shard", "tensor", "pipeline")
         if key not in known:
             raise ConfigError(f"parallel: there is no key {key!r}{nearest(str(key), known)}")
-        raise ConfigError(f"parallel: {key}={value!r} cannot be combined with {_first(given)}; leave one of the two out")
+        raise ConfigError(
+            f"parallel: {key}={value!r} cannot be combined with {_first(given)}; leave one of the two out"
+        )
     if "workers" not in given:
         raise ConfigError(
             f"parallel: {_first(given)} needs workers=K, the number of logical workers that the result is a function of"
@@ -122,7 +126,9 @@ def _compress(value: Any) -> str | int | None:
         return _count("compress powersgd", value["powersgd"], 1)
     if value is None or (isinstance(value, str) and value in DTYPES):
         return value
-    raise ConfigError(f"parallel: compress={value!r}; expected {_EXPECTED['compress']}{nearest(str(value), (*DTYPES,))}")
+    raise ConfigError(
+        f"parallel: compress={value!r}; expected {_EXPECTED['compress']}{nearest(str(value), (*DTYPES,))}"
+    )
 
 
 def _outer(value: Any) -> dict[str, float] | None:

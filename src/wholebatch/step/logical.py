@@ -1,7 +1,7 @@
 """Logical workers: what depends on a number of workers by its nature depends on theirs, not on the processes'.
 
-A whole batch is cut by position into the parts of *K* logical workers (:func:`wholebatch.core.cuts.worker_edges`), and a
-process has the parts of some of them, whole ones. An engine that treats each worker's gradient by itself is told,
+A whole batch is cut by position into the parts of *K* logical workers (:func:`wholebatch.core.cuts.worker_edges`), and
+a process has the parts of some of them, whole ones. An engine that treats each worker's gradient by itself is told,
 before each micro-batch, whose it is.
 """
 
