@@ -13,8 +13,8 @@ class MicroBatches:
 
     ``samples`` says how many samples all of them hold, where that is known. A piece larger than the
     step's ``micro_batch`` is cut. ``edges`` says where the parts of this process's logical workers begin, and where the
-    last one ends, and ``whole`` how many samples the whole batch has (:class:`wholebatch.data.window.Window`). A list or
-    a loader can be used again, an iterator is used up by one step.
+    last one ends, and ``whole`` how many samples the whole batch has (:class:`wholebatch.data.window.Window`). A list
+    or a loader can be used again, an iterator is used up by one step.
 
     >>> window = MicroBatches(iter([[1, 2], [3]]), samples=3)
     >>> list(window)
