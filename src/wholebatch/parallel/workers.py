@@ -39,7 +39,7 @@ class Workers:
     stale: int | None = None
 
     def engine(self, here: Processes) -> WorkersEngine:
-        """Return what sums the gradients of the workers; of a :class:`LocalStep` those of the steps made together.
+        """Return what sums the gradients of the workers.
 
         Raises:
             ConfigError: there are more processes than workers.
@@ -49,6 +49,8 @@ class Workers:
                 f"parallel: workers={self.workers}, but there are {here.size} processes; every process needs a worker "
                 f"at least: start {self.workers} of them, or say workers={here.size}, which changes the result"
             )
+        if self.local_steps is not None:
+            return _OfLocalSteps(here, self.workers)
         if isinstance(self.compress, int):
             return PowerSgdEngine(here, self.workers, self.compress)
         if self.compress is not None:
@@ -68,6 +70,21 @@ class Workers:
             outer=self.outer,
             start=self.start,
             overlap=self.overlap,
+        )
+
+
+class _OfLocalSteps(WorkersEngine):
+    """Says which processes there are; a :class:`LocalStep` sums by itself."""
+
+    def begin(self, parameters: Any, model: Any) -> None:
+        """Refuse a step that would make no local steps.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise ConfigError(
+            "this engine is of local steps, which a plain Step or GradientAccumulator does not make; make the step by "
+            "wholebatch.parallel.step_for(parallel)(model, optimizer, loss, engine=…)"
         )
 
 

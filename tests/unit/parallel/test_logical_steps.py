@@ -466,3 +466,11 @@ def test_what_cannot_be_together() -> None:
     model = g._model
     with pytest.raises(InputError, match="only Step and train know whose"):
         g.add(model(batches()[0][0]) ** 2)
+
+
+def test_an_engine_of_local_steps_is_for_them_alone() -> None:
+    parallel = {"workers": 2, "local_steps": 2}
+    model = net()
+    step = wb.Step(model, sgd(model), nn.CrossEntropyLoss(), engine=wb.parallel.engine(parallel))
+    with pytest.raises(ConfigError, match="make the step by"):
+        step(batches()[0])
