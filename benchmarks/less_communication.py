@@ -1,7 +1,7 @@
 """What sending less sends, when it pays, and what it costs in accuracy; every table in docs/less-communication.md.
 
     python -m benchmarks.less_communication link        # over links of limited speed; needs root on Linux
-    python -m benchmarks.less_communication accuracy digits
+    python -m benchmarks.less_communication accuracy digits [seeds [part of a way's name]]
     python -m benchmarks.less_communication accuracy cifar10    # WHOLEBATCH_DATA says where the data set is
 
 ``link`` makes two network namespaces with one virtual cable between them, limits both ends of it with ``tc`` (a token
@@ -28,6 +28,7 @@ import wholebatch as wb
 
 Parallel = Any
 H = 8
+GENTLE = {"diloco": {"lr": 0.4, "momentum": 0.6}}  # an outer step as long as the mean's, in the long run
 LINKS = {"10 Mb/s": "10mbit", "100 Mb/s": "100mbit", "1 Gb/s": "1gbit", "no limit": ""}
 
 
@@ -40,6 +41,7 @@ def modes(workers: int) -> dict[str, Parallel]:
         "PowerSGD, rank 4": {"compress": {"powersgd": 4}},
         f"{H} local steps": {"local_steps": H},
         f"DiLoCo, {H} local steps": {"local_steps": H, "outer": "diloco"},
+        f"DiLoCo, {H} local steps, lr 0.4, momentum 0.6": {"local_steps": H, "outer": GENTLE},
         f"{H} local steps, one round late": {"local_steps": H, "overlap": True},
         "gradients 1 step late": {"stale": 1},
     }
@@ -170,14 +172,14 @@ def _digits(parallel: Parallel, seed: int) -> float:
 
 def _cifar10(parallel: Parallel, seed: int) -> float:
     """4,000 images for training, spread over the 50,000; all 10,000 for testing."""
-    options = {"in_channels": 3, "image_size": 32, "width": 12}
+    options = {"in_channels": 3, "image_size": 32, "width": 8}
     model = wb.models.build("small_cnn", seed=seed, **options)
     sets = [wb.data.cifar10(split) for split in ("train", "test")]
     arrays = []
     for one, samples in zip(sets, (4_000, 10_000), strict=True):
         x, y = one.take(torch.arange(samples) * (len(one) // samples))
         arrays.append((x.float() / 128 - 1 if x.dtype is torch.uint8 else x, y))
-    return _trained(model, arrays[0], arrays[1], parallel, seed, 3e-3, 8)
+    return _trained(model, arrays[0], arrays[1], parallel, seed, 3e-3, 6)
 
 
 def _trained(model: nn.Module, train: Any, test: Any, parallel: Parallel, seed: int, lr: float, epochs: int) -> float:
@@ -196,13 +198,14 @@ def _trained(model: nn.Module, train: Any, test: Any, parallel: Parallel, seed: 
     return 100 * wb.evaluate(model, test)["accuracy"]
 
 
-def accuracy(data: str, seeds: int) -> None:
+def accuracy(data: str, seeds: int, only: str) -> None:
     """Print the accuracy of each way, the mean of some seeds, and its difference to plain."""
     torch.set_num_threads(1)
     run = {"digits": _digits, "cifar10": _cifar10}[data]
-    found: dict[str, list[float]] = {name: [] for name in modes(WORKERS)}
+    wanted = {name: parallel for name, parallel in modes(WORKERS).items() if only in name or name.startswith("plain")}
+    found: dict[str, list[float]] = {name: [] for name in wanted}
     for seed in range(seeds):
-        for name, parallel in modes(WORKERS).items():
+        for name, parallel in wanted.items():
             found[name].append(run(parallel, seed))
             print(f"seed {seed}, {name}: {found[name][-1]:.2f}", file=sys.stderr, flush=True)
     plain = statistics.mean(found["plain all-reduce"])
@@ -219,6 +222,6 @@ if __name__ == "__main__":
     elif what == "link":
         link()
     elif what == "accuracy":
-        accuracy(rest[0], int(rest[1]) if len(rest) > 1 else 3)
+        accuracy(rest[0], int(rest[1]) if len(rest) > 1 else 3, rest[2] if len(rest) > 2 else "")
     else:
         sys.exit(__doc__)
