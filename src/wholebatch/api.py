@@ -142,7 +142,8 @@ def train(
             summed after backward), "ddp" (by DistributedDataParallel, during the last backward), or a mapping such as
             ``{"shard": 2}``, ``{"data": 2, "tensor": 2}`` or ``{"pipeline": 2, "schedule": "1f1b"}``
             (:func:`wholebatch.parallel.engine`). A model that is sharded or split by tensors stays so, one that was cut
-            into stages is whole again at the end; checkpoints in the run folder are always whole.
+            into stages is whole again at the end; checkpoints in the run folder are always whole. A mapping with
+            ``workers`` sends less and changes the result: see "Less communication" in the documentation.
         bitwise: every bit of the weights, the losses and the counts is a function of code, data, seed, ``batch_size``
             and ``micro_batch``, which has to be a number, on any number of processes (:class:`Step`). Evaluation cuts
             by position, too. Torch runs on ``threads`` threads meanwhile, with deterministic kernels.
@@ -179,7 +180,7 @@ def train(
     made = optimizer if isinstance(optimizer, Optimizer) or not callable(optimizer) else optimizer(model.parameters())
     parallel_processes.adopt(made, engine)
     attached = _attached(schedule, made)
-    step = Step(
+    step = parallel_processes.step_for(parallel)(
         model,
         made,
         loss,
@@ -210,6 +211,7 @@ def train(
     shared = kept_somewhere or processes.size > 1
     facts = loop.facts_of(step, loader, loss, schedule, schedule_unit) if shared else {}
     batch_rate = None if batch_lr_rule is None else loop.BatchRate(made, loader, batch_lr_rule)
+    facts |= {} if step.mode is None else {"parallel": step.mode}
     facts |= {} if batch_rate is None else {"batch_lr_rule": batch_lr_rule}
     more = {"epochs": epochs, "run_dir": kept_somewhere, "resume": str(resume), "log_every": log_every}
     asked = {

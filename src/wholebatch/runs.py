@@ -9,7 +9,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from wholebatch import api, config, loop, parallel
 from wholebatch.checkpoint import taken_by_earlier_world
@@ -57,14 +57,18 @@ def train_recipe(
         split = settings.parallel.shard > 1 or settings.parallel.tensor > 1
         last = None if split else loop.LastStep(parts.model)
         try:
-            history = _train(settings, parts, kept, allow, [display, *([] if last is None else [last])])
+            watched = last is not None and settings.parallel.workers is None
+            history = _train(settings, parts, kept, allow, [display, *([last] if last is not None and watched else [])])
         except SystemExit:
             display.message(_how_to_go_on(folder))
             raise
     if not any(record["epoch"] >= settings.epochs for record in history.select("train", "epoch")):
         display.message(_how_to_go_on(folder))  # the time was up
         return history
-    display.message(_promise(settings, parts, last))
+    if settings.parallel.workers is not None:
+        display.message(f"this result is that of {history.records[-1]['parallel']}, not of the whole batch's steps")
+    else:
+        display.message(_promise(settings, parts, last))
     display.message(f"run: {folder}")
     return history
 
@@ -97,7 +101,7 @@ def _train(
         eval_data=evaluation_loader(settings, parts),
         seed=settings.seed,
         device=settings.device,
-        parallel=asdict(settings.parallel),
+        parallel=_parallel(settings),
         run_dir=kept,
         resume_allow=allow,
         checkpoint_every=settings.checkpoint_every,
@@ -106,6 +110,11 @@ def _train(
         observers=observers,
         display=False,
     )
+
+
+def _parallel(settings: Config) -> dict[str, Any]:
+    """``parallel=``, without what was not said."""
+    return {name: value for name, value in asdict(settings.parallel).items() if value is not None}
 
 
 def _how_to_go_on(folder: Path | Url) -> str:

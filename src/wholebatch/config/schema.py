@@ -131,7 +131,7 @@ class Loss:
 
 @dataclass
 class Parallel:
-    """How processes share every batch; the result does not depend on it."""
+    """How processes share every batch; the result does not depend on it, but where there are ``workers``."""
 
     data: int | str = "auto"
     """processes along the samples; auto: what the others leave of those that were started"""
@@ -151,6 +151,20 @@ class Parallel:
     """with pipeline: the order of its passes, 1f1b, gpipe, interleaved1f1b, zbvzerobubble, …; null: 1f1b"""
     cuts: list[str] | None = None
     """with pipeline: the modules that each begin a stage; null: where the measured times are even"""
+    workers: int | None = None
+    """logical workers; those below change the result, which is then a function of their number; null: none"""
+    compress: Any = None
+    """how gradients travel: bf16, fp16, {powersgd: rank}, or null (as they are)"""
+    local_steps: int | None = None
+    """steps that every worker makes by itself between two meetings; null: none"""
+    outer: Any = None
+    """what a meeting does: average (null is that), diloco, or {diloco: {lr: 0.7, momentum: 0.9}}"""
+    start: int | None = None
+    """steps made together before the first local ones; null: none"""
+    overlap: bool | None = None
+    """let the mean travel during the next round, and apply it one round late"""
+    stale: int | None = None
+    """steps that every gradient is applied late; null: none"""
 
 
 @dataclass

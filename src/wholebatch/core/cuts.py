@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 from wholebatch.core.errors import BatchError
 
@@ -64,6 +67,59 @@ def parts(samples: int, rank: int, size: int, align: int = 1, rest_of_one: bool 
     groups = max(1, samples // align + (samples % align > (not rest_of_one))) if samples else 0
     start, stop = (groups * number // size for number in (rank, rank + 1))
     return min(start * align, samples), samples if stop == groups else stop * align
+
+
+def worker_edges(samples: int, workers: int, rank: int = 0, size: int = 1) -> tuple[int, ...]:
+    """Return where the parts of a process's logical workers begin in a whole batch, and where the last one ends.
+
+    Worker *k* of *K* has the samples from ``samples · k // K`` on, whatever the number of processes; a process has
+    whole workers, contiguous ones in rank order, as even as can be.
+
+    >>> worker_edges(10, 4), [worker_edges(10, 4, rank, 3) for rank in range(3)]
+    ((0, 2, 5, 7, 10), [(0, 2), (2, 5), (5, 7, 10)])
+    """
+    first, stop = parts(workers, rank, size)
+    return tuple(samples * worker // workers for worker in range(first, stop + 1))
+
+
+@dataclass(frozen=True)
+class Parting:
+    """How a whole batch is parted among processes.
+
+    Attributes:
+        align: parts are cut at multiples of it.
+        rest_of_one: a rest of one sample may be cut off; otherwise it is spared.
+        logical: the number of logical workers, whose parts are not cut; None where there are none.
+    """
+
+    align: int = 1
+    rest_of_one: bool = False
+    logical: int | None = None
+
+    def edges(self, samples: int, rank: int, size: int) -> tuple[int, ...]:
+        """Return where a process's part begins and ends; with logical workers, where each of theirs does.
+
+        >>> Parting().edges(64, 1, 3), Parting(logical=4).edges(64, 1, 3)
+        ((21, 42), (16, 32))
+        """
+        if self.logical is not None:
+            return worker_edges(samples, self.logical, rank, size)
+        return parts(samples, rank, size, self.align, self.rest_of_one)
+
+
+def bounds_between(
+    edges: Sequence[int], micro_batch: int | None, align: int = 1, avoid_single: bool = True
+) -> list[tuple[int, int]]:
+    """Return the micro-batches of each stretch between two edges, one after the other; None is a stretch at once.
+
+    >>> bounds_between((0, 4, 4, 7), 3), bounds_between((0, 5, 8), None)
+    ([(0, 2), (2, 4), (4, 7)], [(0, 5), (5, 8)])
+    """
+    return [
+        (begin + start, begin + stop)
+        for begin, end in pairwise(edges)
+        for start, stop in bounds(end - begin, micro_batch or max(1, end - begin), avoid_single, align)
+    ]
 
 
 def says_multiples(number: int, align: int) -> str:

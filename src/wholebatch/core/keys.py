@@ -13,6 +13,7 @@ from torch import Tensor
 
 _MASK64 = (1 << 64) - 1
 _PURPOSES = {"order": 1, "augment": 2, "dropout": 3, "generator": 4, "split": 5, "init": 6, "coupled": 20}
+_PURPOSES |= {"powersgd": 21}
 _SPAN = 1 << 31  # counters of one hash stay below this, so that the key alone decides their sign
 
 

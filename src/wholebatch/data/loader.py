@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from wholebatch.core.batch_sizes import BatchSizes
-from wholebatch.core.cuts import bounds, parts
+from wholebatch.core.cuts import Parting, bounds_between
 from wholebatch.core.errors import DataError
 from wholebatch.core.processes import Processes, current
 from wholebatch.data.adapt import as_dataset, has_random_access
@@ -157,6 +157,7 @@ class BatchLoader:
         device: torch.device | str | None = None,
         align: int | None = None,
         rest_of_one: bool = False,
+        logical: int | None = None,
     ) -> Iterator[Window]:
         """Iterate as ``for batch in loader`` does, but give each batch as a :class:`Window` of micro-batches.
 
@@ -166,17 +167,20 @@ class BatchLoader:
             align: in place of the loader's own.
             rest_of_one: a last micro-batch, or a process's part, may be one sample that is left, as bitwise mode cuts;
                 otherwise one is spared.
+            logical: cut every batch into the parts of so many logical workers, and give this process whole ones
+                (:func:`wholebatch.core.cuts.worker_edges`); None cuts by the number of processes alone.
         """
         size = None if micro_batch is None else positive("micro_batch", micro_batch)
-        return self._windows(size, device, self.align if align is None else positive("align", align), rest_of_one)
+        aligned = self.align if align is None else positive("align", align)
+        return self._windows(size, device, Parting(aligned, rest_of_one, logical))
 
     def _windows(
-        self, micro_batch: int | None, device: torch.device | str | None, align: int, rest_of_one: bool
+        self, micro_batch: int | None, device: torch.device | str | None, parting: Parting
     ) -> Iterator[Window]:
         epoch = self._epoch
         order = epoch_order(self.samples, self.seed, epoch) if self.shuffle else torch.arange(self.samples)
         finish = finisher(self.transform, self.seed, epoch, device)
-        ready = self._begin(order, micro_batch, device, align, rest_of_one)
+        ready = self._begin(order, micro_batch, device, parting)
         ended = False
         try:
             while self._epoch == epoch and (cut := self._next_cut()) is not None:
@@ -184,7 +188,7 @@ class BatchLoader:
                 whole = order[slice(*cut)]
                 self._latest = self.sizes.at(epoch, begin, self.samples)
                 self._consumed += whole.shape[0]
-                yield self._window(whole, epoch, begin, micro_batch, finish, ready, align, rest_of_one)
+                yield self._window(whole, epoch, begin, micro_batch, finish, ready, parting)
             ended = True
         finally:
             if not ended:
@@ -200,19 +204,20 @@ class BatchLoader:
         micro_batch: int | None,
         finish: Callable[[Any, Tensor], Any] | None,
         ready: Ready | None,
-        align: int,
-        rest_of_one: bool = False,
+        parting: Parting,
     ) -> Window:
         """This process's part of the whole batch of these samples, which begins at ``begin`` in the epoch."""
-        first, stop = parts(whole.shape[0], self._processes.rank, self._processes.size, align, rest_of_one)
-        cut: dict[str, Any] = {"position": first, "align": align, "rest_of_one": rest_of_one}
+        edges = parting.edges(whole.shape[0], self._processes.rank, self._processes.size)
+        first, stop = edges[0], edges[-1]
+        place: dict[str, Any] = {"position": first, "align": parting.align, "rest_of_one": parting.rest_of_one}
+        place |= {"whole": whole.shape[0], "edges": [edge - first for edge in edges]}
         indices = whole[first:stop]
         if self.mix is None:
             gather = partial(self._gather, indices, epoch, begin, ready)
-            return Window(gather, indices, epoch, micro_batch, self._at_once, finish, **cut)
+            return Window(gather, indices, epoch, micro_batch, self._at_once, finish, **place)
         plan = self.mix.plan(whole, seed=self.seed, epoch=epoch, place=begin).part(first, stop)
         mixed = self.mix.gathering(indices, plan, partial(self._take, epoch, begin, ready), finish)
-        return Window(mixed, indices, epoch, micro_batch, **cut)
+        return Window(mixed, indices, epoch, micro_batch, **place)
 
     def peek(self, samples: int, device: torch.device | str | None = None, align: int | None = None) -> tuple[Any, int]:
         """Return some samples of the first batch of this epoch, and how many of it are this process's.
@@ -229,7 +234,7 @@ class BatchLoader:
         order = epoch_order(self.samples, self.seed, self._epoch) if self.shuffle else torch.arange(self.samples)
         finish = finisher(self.transform, self.seed, self._epoch, device)
         first = order[: self.sizes.at(self._epoch, 0, self.samples)]
-        window = self._window(first, self._epoch, 0, wanted, finish, None, align)
+        window = self._window(first, self._epoch, 0, wanted, finish, None, Parting(align))
         return next(iter(window), None), window.samples
 
     def _gather(self, indices: Tensor, epoch: int, begin: int, ready: Ready | None, start: int, stop: int) -> Any:
@@ -252,8 +257,7 @@ class BatchLoader:
         order: Tensor,
         micro_batch: int | None,
         device: torch.device | str | None,
-        align: int,
-        rest_of_one: bool,
+        parting: Parting,
     ) -> Ready | None:
         """Let the workers begin with the rest of the epoch."""
         if self._workers is None:
@@ -262,7 +266,8 @@ class BatchLoader:
         cuts = self.sizes.cuts(self._epoch, self.samples, self._consumed, self.drop_last)
         # It must not know this loader, which would keep itself alive by it, and its workers with it.
         mixed = None if self.mix is None else partial(self.mix.plan, seed=self.seed, epoch=self._epoch)
-        plan = partial(_plan, order, self._epoch, cuts, rank, size, micro_batch, mixed, align, rest_of_one)
+        share = partial(parting.edges, rank=rank, size=size)
+        plan = partial(_plan, order, self._epoch, cuts, share, micro_batch, mixed, parting)
         return self._workers.begin(plan, None if device is None else torch.device(device))
 
     def _next_cut(self) -> tuple[int, int] | None:
@@ -315,21 +320,20 @@ def _plan(
     order: Tensor,
     epoch: int,
     cuts: Sequence[tuple[int, int]],
-    rank: int,
-    size: int,
+    share: Callable[[int], Sequence[int]],
     micro_batch: int | None,
     mixed: Callable[..., Plan] | None,
-    align: int,
-    rest_of_one: bool,
+    parting: Parting,
 ) -> Iterator[tuple[Place, Task]]:
     """The micro-batches of an epoch that are a process's, whole batches from and to ``cuts``."""
     for begin, end in cuts:
         whole = order[begin:end]
-        first, last = parts(whole.shape[0], rank, size, align, rest_of_one)
-        indices, samples = whole[first:last], last - first
+        edges = share(whole.shape[0])
+        first, last = edges[0], edges[-1]
+        indices = whole[first:last]
         plan = None if mixed is None else mixed(whole, place=begin).part(first, last)
-        cut = bounds(samples, micro_batch or max(1, samples), not rest_of_one, align)
-        for start, stop in cut or [(0, 0)]:
+        inner = [edge - first for edge in edges]
+        for start, stop in bounds_between(inner, micro_batch, parting.align, not parting.rest_of_one) or [(0, 0)]:
             rows = indices[start:stop]
             if plan is not None:
                 rows = plan.part(start, stop).rows(rows)[0]

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, default_collate
 
 from wholebatch.core import tree
-from wholebatch.core.cuts import parts
+from wholebatch.core.cuts import Parting
 from wholebatch.core.errors import BatchError, DataError
 from wholebatch.core.processes import Processes, current
 from wholebatch.data.adapt import as_dataset
@@ -120,13 +120,15 @@ class StreamLoader:
         device: torch.device | str | None = None,
         align: int | None = None,
         rest_of_one: bool = False,
+        logical: int | None = None,
     ) -> Iterator[Window]:
         """Iterate over an epoch from its beginning; see :meth:`BatchLoader.windows`."""
         size = None if micro_batch is None else positive("micro_batch", micro_batch)
-        return self._windows(size, device, 1 if align is None else positive("align", align), rest_of_one)
+        aligned = 1 if align is None else positive("align", align)
+        return self._windows(size, device, Parting(aligned, rest_of_one, logical))
 
     def _windows(
-        self, micro_batch: int | None, device: torch.device | str | None, align: int, rest_of_one: bool
+        self, micro_batch: int | None, device: torch.device | str | None, parting: Parting
     ) -> Iterator[Window]:
         epoch, seen = self._epoch, 0
         finish = finisher(self.transform, self.seed, epoch, device)
@@ -134,15 +136,17 @@ class StreamLoader:
         rank, size = self._processes.rank, self._processes.size
         for batch in self._batches():
             samples = _count(batch)
-            first, last = parts(samples, rank, size, align, rest_of_one)
+            edges = parting.edges(samples, rank, size)
+            first, last = edges[0], edges[-1]
+            place: dict[str, Any] = {"whole": samples, "edges": [edge - first for edge in edges]}
+            place |= {"align": parting.align, "rest_of_one": parting.rest_of_one}
 
             def gather(start: int, stop: int, batch: Any = batch, samples: int = samples, first: int = first) -> Any:
                 return batch if stop - start == samples else tree.cut(batch, first + start, first + stop, samples)
 
             indices = torch.arange(seen + first, seen + last)
             seen += samples
-            cut: dict[str, Any] = {"position": first, "align": align, "rest_of_one": rest_of_one}
-            yield Window(gather, indices, epoch, micro_batch, finish=finish, **cut)
+            yield Window(gather, indices, epoch, micro_batch, finish=finish, position=first, **place)
         if not seen:
             raise DataError(f"the data set is empty: {type(self.dataset).__name__} gave nothing in epoch {epoch}")
         if self._epoch == epoch:

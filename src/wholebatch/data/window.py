@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from wholebatch.core import tree
-from wholebatch.core.cuts import bounds
+from wholebatch.core.cuts import bounds_between
 
 
 class Window:
@@ -24,6 +24,9 @@ class Window:
             has no such numbers, their places in the stream.
         epoch: the epoch they belong to, from 0.
         micro_batch: how many samples a micro-batch holds, or None for all.
+        whole_samples: samples of the whole batch, where they are known.
+        edges: where the parts of this process's logical workers begin in the window, and where the last one ends;
+            micro-batches do not reach over them.
     """
 
     def __init__(
@@ -37,6 +40,8 @@ class Window:
         position: int = 0,
         align: int = 1,
         rest_of_one: bool = False,
+        whole: int | None = None,
+        edges: Sequence[int] = (),
     ) -> None:
         """Make a window.
 
@@ -50,12 +55,16 @@ class Window:
             position: see above.
             align: micro-batches are cut at multiples of it (:func:`wholebatch.core.cuts.bounds`).
             rest_of_one: a last micro-batch may hold one sample.
+            whole: see above.
+            edges: see above; none is one part.
         """
         self.samples = indices.shape[0]
         self.position = position
         self.indices = indices
         self.epoch = epoch
         self.micro_batch = micro_batch
+        self.whole_samples = whole
+        self.edges = tuple(edges) or (0, self.samples)
         self._gather, self._at_once, self._finish, self._align = gather, at_once, finish, align
         self._rest_of_one = rest_of_one
 
@@ -80,8 +89,7 @@ class Window:
         return len(self._cuts())
 
     def _cuts(self) -> list[tuple[int, int]]:
-        size = self.micro_batch or max(1, self.samples)
-        return bounds(self.samples, size, not self._rest_of_one, self._align)
+        return bounds_between(self.edges, self.micro_batch, self._align, not self._rest_of_one)
 
     def __repr__(self) -> str:
         return f"Window({self.samples} samples of epoch {self.epoch} in {len(self)} micro-batches)"

@@ -55,6 +55,7 @@ class Keeper:
         self._last_saved: float | None = None
         self._longest_step = self._longest_save = 0.0
         self._pending = False
+        self._asked = 0  # since the processes met
 
     # around the training ------------------------------------------------------------------------
 
@@ -97,7 +98,10 @@ class Keeper:
             SystemExit: a signal asked to stop; the run is saved. 143 for SIGTERM, 130 for SIGINT.
             FencedError: a newer world has the run folder.
         """
-        wanted = self._agree(self._wanted(run.recorder.steps, None))
+        self._asked |= self._wanted(run.recorder.steps, None)
+        if not run.step.in_touch:
+            return False  # processes that make local steps do not meet after each of them
+        wanted, self._asked = self._agree(self._asked), 0
         if not wanted:
             return False
         if not wanted & _STOP and run.recorder.step_in_epoch == steps_per_epoch:
@@ -113,7 +117,8 @@ class Keeper:
             score: of the model, the larger the better.
             last: whether the training is over.
         """
-        wanted = self._wanted(run.recorder.steps, run.recorder.epoch)
+        wanted = self._asked | self._wanted(run.recorder.steps, run.recorder.epoch)
+        self._asked = 0
         wanted = self._agree(wanted | _DUE if last or self._pending else wanted)
         self._pending = False
         if last:
@@ -164,6 +169,7 @@ class Keeper:
     def _save(self, run: Run, score: float | None, wait: bool) -> None:
         """Save; all processes call it, since the metrics' sums are those of all."""
         begun = self._clock()
+        run.collect()
         sums = run.sums(self._processes)
         if run.step.split and self._background is None:
             run.state(sums)  # the others' parts come from here

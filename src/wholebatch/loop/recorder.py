@@ -38,6 +38,7 @@ class Recorder:
         self.within_epoch = False
         self._steps_before = 0
         self._lr: Any = 0.0
+        self._owed = False  # a record of steps, until the processes meet
         self._begun = time.perf_counter()
 
     @property
@@ -68,12 +69,10 @@ class Recorder:
         self.steps += 1
         self.samples += report.samples
         every = self._log_every
-        if not report.skipped:
-            loss_sum = report.loss_sum
-            self._of_epoch.add(loss_sum, report.weight)
-            if every is not None:
-                self._since_record.add(loss_sum, report.weight)
-        if every is not None and self.steps % every == 0:
+        self.add(report)
+        self._owed = self._owed or (every is not None and self.steps % every == 0)
+        if self._owed and self._step.in_touch:
+            self._owed = False
             values = {"loss": _mean(self._since_record), "lr": float(self._lr), "grad_norm": report.grad_norm}
             values |= self._noise()
             self._since_record.reset()
@@ -82,6 +81,15 @@ class Recorder:
             progress = Progress(self.epoch, self.steps, self.step_in_epoch, self.samples, self._running)
             for observer in self._observers:
                 observer.step(progress)
+
+    def add(self, report: StepReport) -> None:
+        """Add the losses of a report to those of the epoch and of the next record."""
+        if report.skipped:
+            return
+        loss_sum = report.loss_sum
+        self._of_epoch.add(loss_sum, report.weight)
+        if self._log_every is not None:
+            self._since_record.add(loss_sum, report.weight)
 
     def end_epoch(self) -> None:
         """An epoch is over."""
@@ -99,6 +107,7 @@ class Recorder:
         """Return the counts and the sums of losses, which are those of all processes."""
         return {
             **{name: getattr(self, name) for name in _COUNTS},
+            "owed": self._owed,
             "lr": float(self._lr),
             "seconds": time.perf_counter() - self._begun,
             "of_epoch": self._of_epoch.state_dict(),
@@ -109,6 +118,7 @@ class Recorder:
         """Go on where ``state`` was taken, with the ``records`` that had been written then."""
         for name in _COUNTS:
             setattr(self, name, state[name])
+        self._owed = bool(state.get("owed"))
         self._lr = state["lr"]
         self._begun = time.perf_counter() - state["seconds"]
         self._of_epoch.load_state_dict(state["of_epoch"])
@@ -129,7 +139,8 @@ class Recorder:
 
     def _write(self, kind: str, split: str, values: dict[str, float]) -> None:
         place = {"step": self.steps, "epoch": self.epoch, "samples": self.samples, "kind": kind, "split": split}
-        record: Record = {**place, **values}
+        mode = self._step.mode
+        record: Record = {**place, **values, **({} if mode is None else {"parallel": mode})}
         self.history.records.append(record)
         for observer in self._observers:
             observer.record(record)

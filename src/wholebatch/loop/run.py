@@ -75,6 +75,17 @@ class Run:
             more={"recorder": self.recorder.state_dict(), "epoch_schedule": schedule},
         )
 
+    def show(self) -> None:
+        """Make the model what logical workers have come to, and report what was not reported; all processes call it."""
+        left = self.step.show()
+        if left is not None:
+            self.recorder.add(left)
+
+    def collect(self) -> None:
+        """Bring to the first process what others have of the run's state; all processes call it."""
+        self.show()
+        self.step.collect()
+
     def sums(self, processes: Processes) -> dict[str, Any]:
         """Return the metrics' sums of the epoch so far; all processes call it."""
         processes = self.step.processes if self.step.split else processes

@@ -101,6 +101,7 @@ def _epochs(
 
 def _end_epoch(run: Run, evaluate: Callable[[], dict[str, float]] | None) -> float | None:
     """Record the epoch and evaluate; return the accuracy where there is one."""
+    run.show()
     run.recorder.end_epoch()
     if run.epoch_schedule is not None:
         run.epoch_schedule.step()
@@ -116,7 +117,7 @@ def _windows(run: Run, micro_batch: int | None, device: torch.device) -> Callabl
     """How the batches of an epoch are got, behind those that were made before a restart."""
     moved = run.loader.transform is not None or getattr(run.loader, "workers", False)
     place = device if moved else None  # the step itself moves what nothing transforms
-    windows = partial(run.loader.windows, micro_batch, place, run.step.align, run.step.bitwise)
+    windows = partial(run.loader.windows, micro_batch, place, run.step.align, run.step.bitwise, run.step.workers)
     return lambda: islice(windows(), run.skipped_windows(), None)
 
 
@@ -127,7 +128,11 @@ def _one_step(step: Step, loader: BatchLoader | StreamLoader) -> Callable[[Windo
     at_once = in_memory and not step.bitwise and loader.dataset.bytes_per_sample * largest <= AT_ONCE_BYTES
 
     def make(window: Window) -> StepReport:
-        batch = window.whole() if at_once else MicroBatches(window, samples=window.samples)
+        if step.workers is not None:
+            parts = {"edges": window.edges, "whole": window.whole_samples}
+            batch: Any = MicroBatches(window, window.samples, **parts)  # type: ignore[arg-type]
+        else:
+            batch = window.whole() if at_once else MicroBatches(window, samples=window.samples)
         try:
             return step(batch, position=window.position)
         except RuntimeError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -11,11 +11,13 @@ from torch import nn
 from wholebatch.core import processes
 from wholebatch.core.errors import ConfigError, InputError, nearest
 from wholebatch.core.processes import Processes
+from wholebatch.parallel import workers
 from wholebatch.parallel.mesh import Layout, mesh_of
 from wholebatch.parallel.pipeline import pipeline_of
 from wholebatch.parallel.replicate import DdpEngine, gives_sparse
 from wholebatch.parallel.shard import ShardEngine
 from wholebatch.parallel.tensor import TensorEngine
+from wholebatch.step import Step
 from wholebatch.step.engine import Engine, Flat
 from wholebatch.step.grouped_norm import sums_within
 from wholebatch.step.precision import is_half
@@ -40,7 +42,8 @@ def engine(parallel: Any = "auto", model: nn.Module | None = None, group: Any = 
             ``reshard`` ("step" or "layer", of ``shard``), ``plan`` (of ``tensor``), and of ``pipeline`` ``schedule``
             ("1f1b" or "gpipe" with one stage per process; "interleaved1f1b", "loopedbfs", "interleavedzerobubble",
             "zbvzerobubble" or "dualpipev" with two) and ``cuts``, the modules that each begin a stage (None: where the
-            measured times are even).
+            measured times are even). Or one with ``workers``, which changes the result
+            (:mod:`wholebatch.parallel.workers`).
         model: what is trained; its device and layers decide "auto".
         group: torch.distributed's process group; its default one where one is initialised.
 
@@ -50,6 +53,11 @@ def engine(parallel: Any = "auto", model: nn.Module | None = None, group: Any = 
     Raises:
         ConfigError: something else, or another number of processes than there are; the message has the repair.
     """
+    logical = workers.asked(parallel)
+    if logical is not None:
+        here = processes.current(group)
+        Layout.of({"data": parallel.get("data", "auto")}, here.size)
+        return logical.engine(here)
     here = processes.everyone(group)
     said = _said(parallel)
     layout = Layout.of(said, here.size)
@@ -59,6 +67,12 @@ def engine(parallel: Any = "auto", model: nn.Module | None = None, group: Any = 
             return Flat(here)
         return DdpEngine(here)
     return _splitting(layout, said, name, model, here, group)
+
+
+def step_for(parallel: Any = "auto") -> Callable[..., Step]:
+    """Return what makes the step that ``parallel`` asks for: :class:`wholebatch.Step`, or one of local steps."""
+    logical = workers.asked(parallel)
+    return Step if logical is None else logical.step()
 
 
 def _splitting(
@@ -110,7 +124,7 @@ def _said(parallel: Any) -> Mapping[str, Any]:
         raise ConfigError(f"parallel={parallel!r}; expected {names}, or a mapping of {', '.join(_KEYS)}")
     for key in said:
         if key not in _KEYS:
-            hint = nearest(str(key), _KEYS) or f"; there are {', '.join(_KEYS)}"
+            hint = nearest(str(key), (*_KEYS, *workers.KEYS)) or f"; there are {', '.join(_KEYS)}"
             raise ConfigError(f"parallel: there is no key {key!r}{hint}")
     for key, of in (("reshard", "shard"), ("plan", "tensor"), ("schedule", "pipeline"), ("cuts", "pipeline")):
         if said.get(key) is not None and said.get(of, 1) == 1:

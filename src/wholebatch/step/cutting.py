@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from wholebatch.core import tree
+from wholebatch.core.cuts import bounds_between
 from wholebatch.core.errors import BatchError
 from wholebatch.step.losses import LossCall
 from wholebatch.step.micro_batch_size import MicroBatchSize
@@ -31,6 +32,8 @@ class Cutting:
         self, loss: LossCall, axis: tree.Axis, size: MicroBatchSize, passes: Passes, ahead: bool = False
     ) -> None:
         self._loss, self._axis, self._size, self._passes, self._ahead = loss, axis, size, passes, ahead
+        self.edges: tuple[int, ...] = ()
+        """Where the parts of this process's logical workers are, where there are any."""
 
     def cut(self, batch: Any, met: Callable[[Any], None]) -> tuple[Divisor | None, int | None, Iterator[Piece]]:
         """Return the weight where the targets tell it, the samples where they are known, and the micro-batches.
@@ -44,7 +47,7 @@ class Cutting:
             return None, batch.samples, self._pieces_of_window(batch, met)
         batch = self._loss.cuttable(batch) if self._axis == 0 else batch
         samples = tree.count(batch, self._axis)
-        return self._loss.ahead(batch) if self._axis == 0 else None, samples, self._pieces(batch, samples, 0)
+        return self._loss.ahead(batch) if self._axis == 0 else None, samples, self.pieces(batch, samples, 0)
 
     def listed(self, window: MicroBatches) -> MicroBatches:
         """Return a window that can be used again and knows its samples: this one, or one that keeps its pieces."""
@@ -63,7 +66,13 @@ class Cutting:
             return first * (weight / len(batch[1]))
         return self._loss.ahead(tree.cut(batch, 0, first, tree.count(batch), 0))
 
-    def _pieces(self, batch: Any, samples: int, start: int) -> Iterator[Piece]:
+    def pieces(self, batch: Any, samples: int, start: int) -> Iterator[Piece]:
+        """Yield the micro-batches of a batch whose first sample is at ``start`` of the window."""
+        if self.edges[-1:] == (samples,):
+            size = self._size.of(batch, samples)
+            for first, stop in bounds_between(self.edges, size):  # each worker's alike, whoever has them
+                yield first, stop - first, tree.cut(batch, first, stop, samples, self._axis)
+            return
         watched = self._passes.watched - start  # a window that is made again is cut there, too
         if 0 < watched < samples:
             yield from self._cut_up(tree.cut(batch, 0, watched, samples, self._axis), watched, start)
@@ -94,7 +103,7 @@ class Cutting:
                     f"a piece of the window begins at sample {start}, within a micro-batch of {self._size.asked}; "
                     f"bitwise=True needs pieces of a multiple of {self._size.asked} samples, but for the last one"
                 )
-            yield from self._pieces(piece, samples, start)
+            yield from self.pieces(piece, samples, start)
             start += samples
         if window.samples is not None and start != window.samples:
             raise BatchError(f"MicroBatches(samples={window.samples}) gave {start} samples")

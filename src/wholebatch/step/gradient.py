@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from wholebatch.core import processes
 from wholebatch.core.errors import ConfigError, InputError, InputTypeError, LossError, NonFiniteError
 from wholebatch.step.engine import Engine, Flat, HasStages
+from wholebatch.step.logical import PerWorker
 from wholebatch.step.losses import weighted_sum
 from wholebatch.step.over_processes import Totals
 from wholebatch.step.parts import agree, local
@@ -63,6 +64,7 @@ class GradientAccumulator:
         self._model = model
         self._engine = Flat(processes.current(group)) if engine is None else engine
         self._stages = self._engine if isinstance(self._engine, HasStages) else None
+        self._per_worker = isinstance(self._engine, PerWorker)
         self.samples = 0
         self.noise = NoiseScale()
         self.parameters: list[Tensor] = []
@@ -297,7 +299,7 @@ class GradientAccumulator:
     @property
     def _together(self) -> bool:
         """Whether there is something to sum when all micro-batches have run."""
-        return self._engine.processes.size > 1 or self._engine.sums_alone
+        return self._engine.processes.size > 1 or self._engine.sums_alone or self._per_worker
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: the last report stays with the original."""

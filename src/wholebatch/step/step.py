@@ -31,6 +31,7 @@ from wholebatch.step.gradient import (
     check_nonfinite,
     check_optimizer,
 )
+from wholebatch.step.logical import FAILED, PerWorker, agree_on_edges, by_worker, own_workers, refuse_for_workers
 from wholebatch.step.loss_scale import LossScale
 from wholebatch.step.masters import Masters
 from wholebatch.step.micro_batch_size import Finder, MicroBatchSize
@@ -44,7 +45,7 @@ from wholebatch.step.report import StepReport
 from wholebatch.step.window import MicroBatches, with_last
 from wholebatch.sums import NoiseScale
 
-_UNKNOWN, _FAILED = -1, -2  # in place of a number of samples
+_UNKNOWN, _FAILED = -1, FAILED  # in place of a number of samples
 
 
 class Step:
@@ -166,6 +167,7 @@ class Step:
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         modules = [model] if self._loss.module is None else [model, self._loss.module]
         self._beginning = redo.Beginning(modules, device)
+        self._per_worker = self._engine_of_workers(engine)
         copies = {} if self._masters is None else self._masters.state_dict()
         alike = [*model.named_parameters(), *model.named_buffers(), *self._of_loss(), *copies.items()]
         same_start(self._processes, [(name, tensor) for name, tensor in alike if not is_part(tensor)])
@@ -190,7 +192,7 @@ class Step:
 
     def _call(self, batch: Any, position: int | None) -> StepReport:
         self._find(batch)
-        if self._world is None:
+        if self._redoes:
             self._beginning.keep()
         self._passes.watched = 0
         if self._bitwise is not None:
@@ -243,7 +245,10 @@ class Step:
         else:
             if self._lockstep is not None:
                 pieces = iter(self._in_lockstep(pieces, samples, error))
-            position, nominal = self._place(samples, position, error)
+            position, nominal = self._place(samples, position, error, getattr(batch, "edges", None))
+        if self._per_worker is not None:
+            first = own_workers(self._processes, self._per_worker.workers).start
+            pieces = by_worker(pieces, self._cutting.edges, first, self._per_worker.worker, self._axis)
         if len(self.optimizer.param_groups) != self._groups:
             self._others, self._groups = self._check_parameters(), len(self.optimizer.param_groups)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -441,6 +446,34 @@ class Step:
         return self._accumulator.noise
 
     @property
+    def workers(self) -> int | None:
+        """How many logical workers every batch is cut for; None where the processes are all there is."""
+        return None if self._per_worker is None else self._per_worker.workers
+
+    @property
+    def mode(self) -> str | None:
+        """In words, what logical workers do that changes the result; None where nothing does."""
+        return None if self._per_worker is None else self._per_worker.mode
+
+    @property
+    def in_touch(self) -> bool:
+        """Whether the processes met in the last step, so that what it reports is of all of them."""
+        return True
+
+    def show(self) -> StepReport | None:
+        """Make the model what the logical workers have come to; all processes call it.
+
+        Returns:
+            The sums of steps that were not reported yet; None where there are none.
+        """
+        return None
+
+    def collect(self) -> None:
+        """Bring what ``state_dict`` needs of other processes to the first one; all processes call it before."""
+        if self._per_worker is not None:
+            self._per_worker.collect()
+
+    @property
     def watch(self) -> Callable[..., None] | None:
         """Called with (output, *targets) of every micro-batch, the output detached; for metrics."""
         return self._passes.watch
@@ -462,6 +495,7 @@ class Step:
             "loss_scale": self._scaling,
             "float32_weights": self._masters,
             "bitwise": self._bitwise,
+            "workers": self._per_worker,
         }
         return {name: part for name, part in parts.items() if part is not None}
 
@@ -493,7 +527,7 @@ class Step:
         try:
             return work(), None
         except Exception as error:
-            short = self._world is None and self._is_short(error)
+            short = self._redoes and self._is_short(error)
             if short:
                 said, whole = redo.forget(error), self._passes.norms.whole()
                 if whole is None:
@@ -507,6 +541,11 @@ class Step:
             if short:
                 raise error from None
             raise
+
+    @property
+    def _redoes(self) -> bool:
+        """Whether a window that ran out of memory is made again: not where processes or workers have states of it."""
+        return self._world is None and self._per_worker is None
 
     def _is_short(self, error: Exception) -> bool:
         """Whether memory ran out while the window was under way."""
@@ -543,11 +582,15 @@ class Step:
         end = own[-1][0] + own[-1][1] if own else 0
         return own + [(end, 0, example)] * (max(counts) - len(own))
 
-    def _place(self, samples: int | None, position: int | None, error: Exception | None) -> tuple[int | None, int]:
+    def _place(
+        self, samples: int | None, position: int | None, error: Exception | None, edges: tuple[int, ...] | None
+    ) -> tuple[int | None, int]:
         """This process's place in the whole batch (None: unknown), and the samples of the whole batch, nominally.
 
         Without ``position`` that takes an exchange of counts, always: one on a condition would deadlock.
         """
+        if self._per_worker is not None:
+            return self._place_workers(samples, position, error, edges), 1
         if self._processes.size == 1:
             return position or 0, samples or 1
         if self._passes.places or (position is not None and not self._half):
@@ -557,6 +600,28 @@ class Step:
             raise_together(self._processes, error)
         before = None if _UNKNOWN in counts else sum(counts[: self._processes.rank])
         return before if position is None else position, max(1, sum(count for count in counts if count > 0))
+
+    def _place_workers(
+        self, samples: int | None, position: int | None, error: Exception | None, edges: tuple[int, ...] | None
+    ) -> int:
+        """This process's place, and where its logical workers' parts are: as ``edges`` says, or by an exchange."""
+        assert self._per_worker is not None
+        if edges is not None and position is not None:
+            self._cutting.edges = edges
+            return position
+        given = samples if error is None else FAILED
+        self._cutting.edges, place, _ = agree_on_edges(self._processes, self._per_worker.workers, given)
+        if not self._cutting.edges:
+            raise_together(self._processes, error)
+        return place if position is None else position
+
+    def _engine_of_workers(self, engine: Engine | None) -> PerWorker | None:
+        """The engine, where it treats each logical worker's gradient by itself."""
+        if not isinstance(engine, PerWorker):
+            return None
+        refuse_for_workers(engine.mode, self._loss.coupled, self.align, self._half)
+        engine.fixed_weight = self._loss.whole_weight
+        return engine
 
     def _of_loss(self) -> list[tuple[str, Tensor]]:
         module = self._loss.module

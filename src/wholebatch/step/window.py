@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from wholebatch.core.errors import BatchError, InputTypeError
@@ -12,7 +12,9 @@ class MicroBatches:
     """A window given as an iterator of micro-batches; only one of them is in memory at a time.
 
     ``samples`` says how many samples all of them hold, where that is known. A piece larger than the
-    step's ``micro_batch`` is cut. A list or a loader can be used again, an iterator is used up by one step.
+    step's ``micro_batch`` is cut. ``edges`` says where the parts of this process's logical workers begin, and where the
+    last one ends, and ``whole`` how many samples the whole batch has (:class:`wholebatch.data.window.Window`). A list
+    or a loader can be used again, an iterator is used up by one step.
 
     >>> window = MicroBatches(iter([[1, 2], [3]]), samples=3)
     >>> list(window)
@@ -23,13 +25,22 @@ class MicroBatches:
         BatchError: ``samples`` is negative.
     """
 
-    def __init__(self, iterator: Iterable[Any], samples: int | None = None) -> None:
+    def __init__(
+        self,
+        iterator: Iterable[Any],
+        samples: int | None = None,
+        *,
+        edges: Sequence[int] | None = None,
+        whole: int | None = None,
+    ) -> None:
         if not (isinstance(iterator, Iterable) or hasattr(iterator, "__getitem__")):
             raise InputTypeError(f"MicroBatches takes an iterator of micro-batches; got {type(iterator).__name__}")
         self._pieces = iterator
         if samples is not None and samples < 0:
             raise BatchError(f"MicroBatches(samples={samples}); a number of samples is 0 or more")
         self.samples = samples
+        self.edges = None if edges is None else tuple(edges)
+        self.whole = whole
 
     @property
     def again(self) -> bool:
