@@ -51,7 +51,7 @@ class Layout:
         if numbers["data"] in ("auto", None):
             numbers["data"] = max(1, size // others)
         if numbers["data"] * others != size:
-            raise ConfigError(_misfit(numbers, said, size))
+            raise ConfigError(_misfit(numbers, size))
         return cls(**numbers)
 
     @property
@@ -88,8 +88,8 @@ class Layout:
         return list(groups.values())
 
 
-def _misfit(numbers: Mapping[str, int], said: Mapping[str, Any], size: int) -> str:
-    asked = " × ".join(f"{name}={numbers[name]}" for name in DIMENSIONS if numbers[name] > 1 or name in said)
+def _misfit(numbers: Mapping[str, int], size: int) -> str:
+    asked = " × ".join(f"{name}={numbers[name]}" for name in DIMENSIONS if numbers[name] > 1)
     needed = math.prod(numbers.values())
     fitting = [_described(fit) for fit in _fits(size, [name for name in DIMENSIONS if numbers[name] > 1])]
     more = f", and {len(fitting) - _SHOWN} more" if len(fitting) > _SHOWN else ""

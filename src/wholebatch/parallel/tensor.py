@@ -106,6 +106,10 @@ def ways_of(model: nn.Module, plan: Any, size: int) -> dict[str, str]:
     layers = dict(model.named_modules())
     found: dict[str, str] = {}
     for pattern, way in plan.items():
+        if way is None:
+            raise ConfigError(
+                f"parallel: plan: {pattern!r} has no way; write {{pattern: way}}, with a space behind the colon"
+            )
         if way not in WAYS:
             hint = nearest(str(way), WAYS) or f"; there are {', '.join(WAYS)}"
             raise ConfigError(f"parallel: plan: {pattern}: there is no way {way!r}{hint}")
