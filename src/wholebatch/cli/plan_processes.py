@@ -60,8 +60,8 @@ class Answer:
         stages, micro = config.parallel.pipeline, config.resolved_micro_batch()
         if config.parallel.tensor > 1:
             raise ConfigError(
-                f"parallel.tensor={config.parallel.tensor}: what tensor parallel sends depends on the layers, and is not "
-                "planned in this version; leave it out"
+                f"parallel.tensor={config.parallel.tensor}: what tensor parallel sends depends on the layers, "
+                "and is not planned in this version; leave it out"
             )
         shard = asked.shard if asked.shard > 1 else config.parallel.shard
         self.layout = Layout.of(asked.processes, shard, stages)
