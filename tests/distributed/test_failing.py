@@ -73,6 +73,33 @@ def test_killed_or_frozen(tmp_path: Path, number: int, code: int, said: str) -> 
     assert took < LIMIT + (PATIENCE if number == signal.SIGSTOP else 0)
 
 
+SMALL = ["model=vit", "model.width=12", "model.depth=1", "model.heads=3", "model.patch=4", "data=digits"]
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize(
+    "layout",
+    [
+        pytest.param(["parallel.shard=3"], marks=long),
+        ["parallel.shard=3", "parallel.reshard=layer"],
+        ["parallel.tensor=3"],
+    ],
+)
+def test_killed_in_each_layout(tmp_path: Path, layout: list[str]) -> None:
+    with train(tmp_path, *SMALL, *layout) as process:
+        assert "1/100000" in process.stdout.readline()
+        ranks = {rank: pid for pid, rank in workers(process.pid).items()}
+        process.known.update(ranks.values())
+        begun = time.monotonic()
+        os.kill(ranks[1], signal.SIGKILL)
+        found, _, errors = ended(process, 100)
+        took = time.monotonic() - begun
+    assert found == 137
+    assert "wholebatch: process 1 was ended by SIGKILL" in errors
+    assert "Traceback" not in errors
+    assert took < LIMIT
+
+
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize(
     ("way", "said"),

@@ -135,7 +135,7 @@ _sharing: list[Processes] = []  # who shares a batch's samples, where that is no
 
 @contextmanager
 def sharing_samples(those: Processes) -> Iterator[None]:
-    """Within the block ``current()`` are the processes that share a batch's samples; the others work on the same ones."""
+    """Within the block ``current()`` are ``those``: others work on the same samples as one of them."""
     _sharing.append(those)
     try:
         yield

@@ -55,9 +55,9 @@ def engine(parallel: Any = "auto", model: nn.Module | None = None, group: Any = 
     layout = Layout.of(said, here.size)
     name = _name(said)
     if layout.only_data:
-        return (
-            Flat(here) if here.size == 1 or (name if name != "auto" else _faster(model)) == "flat" else DdpEngine(here)
-        )
+        if here.size == 1 or (_faster(model) if name == "auto" else name) == "flat":
+            return Flat(here)
+        return DdpEngine(here)
     return _splitting(layout, said, name, model, here, group)
 
 

@@ -51,7 +51,7 @@ class Layout:
         if numbers["data"] in ("auto", None):
             numbers["data"] = max(1, size // others)
         if numbers["data"] * others != size:
-            raise ConfigError(_misfit(numbers, said, size))
+            raise ConfigError(_misfit(numbers, size))
         return cls(**numbers)
 
     @property
@@ -88,16 +88,16 @@ class Layout:
         return list(groups.values())
 
 
-def _misfit(numbers: Mapping[str, int], said: Mapping[str, Any], size: int) -> str:
-    asked = " × ".join(f"{name}={numbers[name]}" for name in DIMENSIONS if numbers[name] > 1 or name in said)
+def _misfit(numbers: Mapping[str, int], size: int) -> str:
+    asked = " × ".join(f"{name}={numbers[name]}" for name in DIMENSIONS if numbers[name] > 1)
     needed = math.prod(numbers.values())
     fitting = [_described(fit) for fit in _fits(size, [name for name in DIMENSIONS if numbers[name] > 1])]
     more = f", and {len(fitting) - _SHOWN} more" if len(fitting) > _SHOWN else ""
     count = "1 process" if size == 1 else f"{size} processes"
     return (
         f"parallel: {asked or 'data=1'} make {needed}, but the number of processes is {size}; {count} would fit "
-        f"{' or '.join(fitting[:_SHOWN])}{more}; or start {needed} (wholebatch train --processes {needed}, or torchrun "
-        f"--nproc-per-node {needed})"
+        f"{' or '.join(fitting[:_SHOWN])}{more}; or start {needed} of them (wholebatch train --processes {needed}, or "
+        f"torchrun --nproc-per-node {needed})"
     )
 
 

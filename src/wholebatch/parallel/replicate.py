@@ -47,7 +47,7 @@ class DdpEngine:
     """Sums gradients over processes by DistributedDataParallel (:class:`wholebatch.step.engine.Engine`)."""
 
     overlaps = True
-    world = None
+    world: Processes | None = None
     lockstep = False
     stands_in = False
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from wholebatch.core import tree
 from wholebatch.core.errors import ConfigError
+from wholebatch.core.processes import Processes
 from wholebatch.parallel.mesh import Mesh
 from wholebatch.step.over_processes import Totals, add_totals, same_start
 from wholebatch.step.parts import SPLIT, Split, gather, units_of
@@ -37,15 +38,17 @@ class ShardEngine:
     def __init__(self, mesh: Mesh, model: nn.Module, reshard: str = "step") -> None:
         if reshard not in RESHARD:
             raise ConfigError(f"parallel: reshard={reshard!r}; expected one of {', '.join(RESHARD)}")
-        self.processes = self.world = mesh.samples
+        self.processes = mesh.samples
+        self.world: Processes | None = mesh.samples
         self.mesh = mesh
         self.lockstep = self.stands_in = reshard == "layer"
         self._parameters: Sequence[Tensor] = ()
         self._used: set[str] = set()
         self.moved = _shard(mesh, model, whole_between=reshard == "step")
         setattr(model, SPLIT, Split(mesh.samples, self.lockstep))
-        self._root: Any = model
-        self._root._get_fsdp_state()._lazy_init()  # else the first forward does so, which not every process makes
+        root: Any = model
+        self._root: Any = root
+        root._get_fsdp_state()._lazy_init()  # else the first forward does so, which not every process makes
         self._note_used(model)
         self._names = {id(parameter): name for name, parameter in model.named_parameters()}
         if reshard == "step":

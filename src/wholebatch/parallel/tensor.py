@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from wholebatch.core.errors import ConfigError, nearest
+from wholebatch.core.processes import Processes
 from wholebatch.parallel.mesh import Mesh
 from wholebatch.step.over_processes import Totals, add_totals, kind_of, same_start, sum_gradients
 from wholebatch.step.parts import ORDER, SPLIT, Split, local, settled, with_some_heads
@@ -38,7 +39,8 @@ class TensorEngine:
     stands_in = False
 
     def __init__(self, mesh: Mesh, model: nn.Module, plan: Any = None) -> None:
-        self.processes, self.world, self.mesh = mesh.samples, mesh.world, mesh
+        self.processes, self.mesh = mesh.samples, mesh
+        self.world: Processes | None = mesh.world
         ways = ways_of(model, plan, mesh.layout.tensor)
         same_start(mesh.world, [*model.named_parameters(), *model.named_buffers()])
         before = dict(model.named_parameters())
@@ -66,7 +68,7 @@ class TensorEngine:
         settled(self._parameters)
         kinds = [kind_of(parameter.grad) for parameter in self._parameters]
         nothing = replace(own, loss=0.0, weight=0.0, samples=0, micro_batches=0, small=0.0, first=0.0, firsts=0.0)
-        whole, kinds = add_totals(self.world, own if self._counts else nothing, kinds, error)
+        whole, kinds = add_totals(self.mesh.world, own if self._counts else nothing, kinds, error)
         if self.processes.size == 1:
             return whole
         held = []
@@ -103,6 +105,10 @@ def ways_of(model: nn.Module, plan: Any, size: int) -> dict[str, str]:
     layers = dict(model.named_modules())
     found: dict[str, str] = {}
     for pattern, way in plan.items():
+        if way is None:
+            raise ConfigError(
+                f"parallel: plan: {pattern!r} has no way; write {{pattern: way}}, with a space behind the colon"
+            )
         if way not in WAYS:
             hint = nearest(str(way), WAYS) or f"; there are {', '.join(WAYS)}"
             raise ConfigError(f"parallel: plan: {pattern}: there is no way {way!r}{hint}")

@@ -93,7 +93,7 @@ class Flat:
     """Backward is local; then totals and flags travel in one buffer, and the gradients in buckets."""
 
     overlaps = False
-    world = None
+    world: Processes | None = None
     lockstep = False
     stands_in = False
 

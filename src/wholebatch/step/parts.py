@@ -95,7 +95,7 @@ def local(tensor: Tensor) -> Tensor:
     if not is_part(tensor):
         return tensor
     with torch.no_grad():
-        return tensor.to_local()  # type: ignore[attr-defined, no-any-return]
+        return tensor.to_local()  # type: ignore[attr-defined]
 
 
 def whole(tensor: Tensor, parameter: Tensor) -> Tensor:

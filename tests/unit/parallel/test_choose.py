@@ -30,7 +30,10 @@ def test_one_process_sums_nothing(parallel: Any) -> None:
         ("dpp", "did you mean 'ddp'"),
         ({"engine": 3}, "engine=3; expected one of auto, flat, ddp"),
         ({"dat": 2}, "no key 'dat'; did you mean 'data'"),
-        ({"shard": 2}, "shard=2 is not available in this version; leave it out"),
+        ({"shard": 2}, "shard=2 make 2, but the number of processes is 1; 1 process would fit data=1; or start 2 of"),
+        ({"reshard": "layer"}, "reshard='layer' says nothing without shard="),
+        ({"plan": {"a": "colwise"}}, "says nothing without tensor="),
+        ({"tensor": 1.5}, "tensor=1.5; expected the number of processes along it"),
         ({"data": 0}, "data=0; expected 'auto', or the number of processes"),
         ({"data": True}, "data=True; expected 'auto'"),
         ({"data": 3}, "start 3 of them (wholebatch train --processes 3"),
@@ -60,7 +63,7 @@ class Two:
 
 
 def test_the_engine_that_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choose.processes, "current", lambda group=None: Two())
+    monkeypatch.setattr(choose.processes, "everyone", lambda group=None: Two())
     assert isinstance(wb.parallel.engine("ddp"), DdpEngine)
     assert isinstance(wb.parallel.engine({"data": 2, "engine": "ddp"}), DdpEngine)
     assert isinstance(wb.parallel.engine("flat"), Flat)
@@ -81,7 +84,9 @@ def test_the_configuration() -> None:
         ("parallel.engine=dpp", "did you mean 'ddp'"),
         ("parallel.data=0", "parallel.data=0: expected auto"),
         ("parallel.data=many", "parallel.data=many: expected auto"),
-        ("parallel.shard=2", "there is no key 'parallel.shard'"),
+        ("parallel.shard=0", "parallel.shard=0: expected a whole number from 1"),
+        ("parallel.reshard=never", "parallel.reshard=never: expected null, step or layer"),
+        ("parallel.plan=3", "parallel.plan=3: expected null, or {layer: way}"),
         ("parallel=ddp", "parallel=ddp: expected a mapping"),
     ]:
         with pytest.raises(wb.ConfigError) as caught:
