@@ -54,7 +54,7 @@ def train_recipe(
         with suppress(DataError):  # no images; the model can be used with such data alone
             texts[NAME] = inputs_of(parts).to_json()
         kept = RunFolder(folder, texts=texts, resume=goes_on, say=display.message)
-        split = settings.parallel.shard > 1 or settings.parallel.tensor > 1
+        split = max(settings.parallel.shard, settings.parallel.tensor, settings.parallel.pipeline) > 1
         last = None if split else loop.LastStep(parts.model)
         try:
             watched = last is not None and settings.parallel.workers is None

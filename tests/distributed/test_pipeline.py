@@ -135,6 +135,8 @@ def going_wrong(rank: int, size: int) -> Any:
     found["other parts"] = said_of(lambda: step((x[: 13 - rank], y[: 13 - rank])))
     found["in the data"] = said_of(lambda: step(wb.MicroBatches(iter([(x, y), 3]) if rank else iter([(x, y)]))))
     found["a wrong label"] = said_of(lambda: step((x, y.clamp(min=9))))
+    pieces = [(x[:4], y[:4]), (torch.cat([x, x], 1)[4:8], y[4:8])]
+    found["two lengths"] = said_of(lambda: step(wb.MicroBatches(pieces)))
     found["NaN"] = said_of(lambda: step((nan, y)))
     step.nonfinite = "skip"
     found["skipped"] = [step((nan, y)).skipped, step((x, torch.full_like(y, -100))).skipped, step.applied, step.skipped]
@@ -156,6 +158,7 @@ def test_errors_travel_and_nothing_changes(world: Any) -> None:
         assert "gave 13, 12 samples" in ours["other parts"]
         assert "BatchError" in ours["in the data"]
         assert "cross_entropy got output" in ours["a wrong label"]
+        assert "differ in more than their samples" in ours["two lengths"]
         assert ours["NaN"].startswith("NonFiniteError: the gradient of step")
         assert ours["skipped"] == [True, True, 1, 2]
         assert ours["of no samples"]

@@ -80,6 +80,8 @@ def test_many_processes_in_a_layout(capsys: pytest.CaptureFixture[str]) -> None:
         (["--processes", "8"], "needs the speed of their links"),
         (["--link", "1Gb/s"], "say how many: --processes 8"),
         (["--processes", "8", "--link", "fast"], "expected a rate"),
+        (["--processes", "8", "--link", "1Gb/s", "parallel.tensor=2"], "is not planned in this version"),
+        (["--processes", "9", "--link", "1Gb/s", "parallel.shard=2"], "9 processes are no multiple of shard=2"),
         (["--processes", "9", "--link", "1Gb/s", "--shard", "2"], "9 processes are no multiple of shard=2"),
     ],
 )

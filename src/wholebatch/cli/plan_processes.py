@@ -58,7 +58,13 @@ class Answer:
         assert asked.link is not None
         self.asked, self.batch_size = asked, config.sizes().largest or config.sizes().first
         stages, micro = config.parallel.pipeline, config.resolved_micro_batch()
-        self.layout = Layout.of(asked.processes, asked.shard, stages)
+        if config.parallel.tensor > 1:
+            raise ConfigError(
+                f"parallel.tensor={config.parallel.tensor}: what tensor parallel sends depends on the layers, "
+                "and is not planned in this version; leave it out"
+            )
+        shard = asked.shard if asked.shard > 1 else config.parallel.shard
+        self.layout = Layout.of(asked.processes, shard, stages)
         rate = rate_of(asked.link)
         size = min(self.batch_size, _MEASURED if micro == "auto" else int(micro), len(parts.train_data))
         self.speed, self.how = self._speed(config, parts, size)

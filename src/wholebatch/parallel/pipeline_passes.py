@@ -121,8 +121,13 @@ class PipelinePasses:
         if not window:
             return 0
         size = max(count for _, count, _ in window)
-        arrays = tree.arrays(window[0][2], self._axis)
-        shapes = [(name, str(of.dtype), of.shape[:axis], of.shape[axis + 1 :]) for name, of, axis in arrays]
+        shapes = _shapes(window[0][2], self._axis)
+        for _, _, piece in window:
+            if _shapes(piece, self._axis) != shapes:
+                raise BatchError(
+                    "the micro-batches of a window differ in more than their samples, which a pipeline does not take: "
+                    f"{_shapes(piece, self._axis)} after {shapes}; pad them to one length"
+                )
         modes = [(module.training, getattr(module, "p", None)) for module in self.model.modules()]
         return zlib.crc32(repr((size, shapes, modes)).encode())
 
@@ -153,16 +158,20 @@ class PipelinePasses:
             InputError: it failed, in this process or another one.
         """
         self._stages.divide(self._window)
-        error: Exception | None = None
         if new:
             self._schedules.clear()
             self._signature = None
-            try:
-                self._stages.make(self._window)
-            except Exception as caught:
-                error = caught
-            else:
-                self._signature = signature
+        self._together(self._stages.make if new else None)  # before anybody waits for another stage
+        self._together(self._stages.look if new else None)
+        self._signature = signature if new else self._signature
+
+    def _together(self, work: Callable[[Window], None] | None) -> None:
+        error: Exception | None = None
+        try:
+            if work is not None:
+                work(self._window)
+        except Exception as caught:
+            error = caught
         reasons = self._engine.processes.gather(None if error is None else f"{type(error).__name__}: {error}")
         if error is not None:
             raise error
@@ -216,7 +225,21 @@ class PipelinePasses:
         self._check(stage, number)
         if stage.last:
             return _nothing(result) if void else result
-        return tuple(flat(result).tensors)
+        return self._leaving(stage, result)
+
+    @staticmethod
+    def _leaving(stage: Stage, result: Any) -> tuple[Tensor, ...]:
+        """What goes to the next stage, which expects certain shapes."""
+        leaves = flat(result)
+        found = [(tensor.shape, tensor.dtype) for tensor in leaves.tensors]
+        expected = [(tensor.shape, tensor.dtype) for tensor in stage.leaving.tensors]
+        if found != expected or leaves.rest != stage.leaving.rest:
+            raise InputError(
+                f"stage {stage.number} gave {[tuple(shape) for shape, _ in found]} for one micro-batch and "
+                f"{[tuple(shape) for shape, _ in expected]} for another, of as many samples; in a pipeline shapes must "
+                "not depend on values"
+            )
+        return leaves.tensors
 
     def _values(self, stage: Stage, args: Sequence[Tensor], piece: Any, samples: int) -> list[Any]:
         """What enters a stage; not as it was received, since a part may work in place, which a leaf does not allow."""
@@ -366,6 +389,12 @@ def _nothing(output: Any) -> Tensor:
         if tensor.requires_grad:
             return tensor.reshape(-1)[:0].sum()
     return torch.zeros((), device=found[0].device if found else "cpu", requires_grad=True)
+
+
+def _shapes(piece: Any, axis: tree.Axis) -> list[tuple[str, str, tuple[int, ...]]]:
+    """Names, types and shapes of what is cut along its samples, but for their number."""
+    arrays = tree.arrays(piece, axis)
+    return [(name, str(of.dtype), (*of.shape[:where], -1, *of.shape[where + 1 :])) for name, of, where in arrays]
 
 
 def _like(leaves: Leaves) -> tuple[Tensor, ...]:

@@ -111,13 +111,12 @@ class Stages:
         self._divided = True
 
     def make(self, window: Window) -> None:
-        """Make the stages for micro-batches like those of ``window``; all processes of the pipeline call it."""
+        """Make the stages for micro-batches like those of ``window``; local."""
         traced, _ = self._traced(window)
         parts = self._parts(traced)
         own = self._engine.own
         self.own = {number: Stage(number, parts[number], number == len(parts) - 1, traced.values) for number in own}
         self.size = max(count for _, count, _ in window)
-        self._look(next(piece for _, count, piece in window if count == self.size))
 
     def _traced(self, window: Window) -> tuple[Traced, list[Any]]:
         _, _, piece = max(window, key=lambda one: one[1])
@@ -166,12 +165,14 @@ class Stages:
             return asked.call
         raise LossError("the loss does not call the model")
 
-    def _look(self, piece: Any) -> None:
+    def look(self, window: Window) -> None:
         """Send a micro-batch through the stages, for the shapes between them and the keyed calls in each.
 
         Then another one with fewer samples, and one without the first, which tell where in a tensor the samples are.
+        All processes of the pipeline call it; those raise that learn of an error.
         """
-        samples, moved = self.size, self.moved(piece)
+        samples = self.size
+        moved = self.moved(next(piece for _, count, piece in window if count == samples))
         looks: dict[tuple[int, int], Any] = {(0, samples): moved}
         if samples > 1:
             looks[0, samples - 1] = tree.cut(moved, 0, samples - 1, samples, self._axis)
