@@ -1,6 +1,7 @@
 """What sending less sends, when it pays, and what it costs in accuracy; every table in docs/less-communication.md.
 
     python -m benchmarks.less_communication link        # over links of limited speed; needs root on Linux
+    python -m benchmarks.less_communication arithmetic  # bytes counted, times computed; for a machine that is busy
     python -m benchmarks.less_communication accuracy digits [seeds [part of a way's name]]
     python -m benchmarks.less_communication accuracy cifar10    # WHOLEBATCH_DATA says where the data set is
 
@@ -159,6 +160,30 @@ def link() -> None:
         print(f"| {name} | {sent / 1000:,.0f} | {sent / plain:.3f} | {times} |")
 
 
+def _computing(parallel: Parallel) -> float:
+    """Seconds of this thread alone per step, by one process with one worker: all but the sending."""
+    step, begun = _stepping(parallel, 0, 1), 0.0
+    for number in range(9 * H):
+        if number == H:
+            begun = time.thread_time()
+        step()
+    return (time.thread_time() - begun) / (8 * H)
+
+
+def arithmetic() -> None:
+    """Print seconds of computing, and with them what a step takes over links of several speeds."""
+    torch.set_num_threads(1)
+    speeds = {"10 Mb/s": 1e7, "100 Mb/s": 1e8, "1 Gb/s": 1e9, "10 Gb/s": 1e10}
+    sent = {name: row[0] for name, row in _over_link("", 0.5).items()}
+    print(f"| way | ms of computing | {' | '.join(speeds)} |\n|---|---|" + "---|" * len(speeds))
+    for name, parallel in modes(1).items():
+        own = 1000 * _computing(parallel)
+        under_way = [8000 * sent[name] / speed for speed in speeds.values()]
+        late = "round late" in name
+        times = " | ".join(f"{max(own, t) if late else own + t:.1f}" for t in under_way)
+        print(f"| {name} | {own:.1f} | {times} |", flush=True)
+
+
 # accuracy ---------------------------------------------------------------------------------------------------
 
 WORKERS = 4
@@ -219,6 +244,8 @@ if __name__ == "__main__":
     what, *rest = sys.argv[1:] or ["link"]
     if what == "_process":
         _one_process(int(rest[0]), int(rest[1]), rest[2], rest[3], float(rest[4]))
+    elif what == "arithmetic":
+        arithmetic()
     elif what == "link":
         link()
     elif what == "accuracy":
