@@ -32,8 +32,8 @@ def place_of(counts: Sequence[int], rank: int, position: int | None, micro_batch
             raise BatchError(
                 f"the part of process {number} begins at sample {begin} of the whole batch, within a micro-batch of "
                 f"{micro_batch}; bitwise=True needs whole micro-batches in every process: parts of a multiple of "
-                f"{micro_batch} samples, but for the last one (BatchLoader.windows({micro_batch}, "
-                f"align={micro_batch}, rest_of_one=True) cuts so, and train does by itself)"
+                f"{micro_batch} samples, but for the last one. BatchLoader(…, align={micro_batch}) cuts so, and train "
+                "does by itself"
             )
         begin += samples
     if position is not None and len(counts) > 1 and position != before and counts[rank]:
