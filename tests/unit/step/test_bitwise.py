@@ -176,6 +176,21 @@ def test_the_state_goes_on_with_the_same_bits():
     assert all(torch.equal(a, b) for a, b in zip(run(False), run(True), strict=True))
 
 
+def test_a_state_is_kept_when_it_is_saved_before_the_next_window():
+    step = made(seeded(nn.Linear(3, 1)))
+    step(data(4))
+    other = made(seeded(nn.Linear(3, 1)))
+    other.load_state_dict(step.state_dict())
+    assert other.state_dict() == step.state_dict()
+    assert len(other.state_dict()["bitwise"]["exponents"]) == 2
+
+
+def test_a_batch_of_nothing_changes_nothing():
+    step = made(seeded(nn.BatchNorm1d(3), nn.Linear(3, 1)))
+    report = step(data(0))
+    assert (report.skipped, report.weight, report.micro_batches) == (True, 0.0, 0)
+
+
 def test_a_window_of_an_iterator_keeps_its_pieces():
     x, y = data(11)
     models = [nn.Linear(3, 1).double() for _ in range(2)]
@@ -270,7 +285,7 @@ def test_more_is_refused():
         made(Counting().double())(data(8))
     with pytest.raises(wb.BatchError, match="take micro_batch=2 or more"):
         made(model, micro_batch=1)(data(4097))
-    with pytest.raises(wb.BatchError, match="position=4 on one process"):
+    with pytest.raises(wb.BatchError, match="position=4 in process 0, but the processes before it have 0 samples"):
         made(model)(data(4), position=4)
     model._compiled_call_impl = lambda x: x  # what model.compile() sets
     with pytest.raises(wb.InputError, match="is compiled"):
