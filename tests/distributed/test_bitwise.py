@@ -178,7 +178,7 @@ def mistakes(rank: int, size: int) -> list[str]:
 
 
 def test_what_is_wrong_is_said_by_every_process(world: Callable[..., list[Any]]) -> None:
-    for rank, said in enumerate(world(2, mistakes)):
+    for said in world(2, mistakes):
         assert "begins at sample 6 of the whole batch, within a micro-batch of 4" in said[0]
         assert "position=5 in process 1, but the processes before it have 4 samples" in said[1]
         assert said[2] == ""
