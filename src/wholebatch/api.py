@@ -174,7 +174,8 @@ def train(
     micro_batch = _micro_batch(micro_batch, accumulation_steps, loader.batch_size)
     where = device_for(device, model)
     model.to(where)
-    engine = parallel_processes.engine("flat" if bitwise and parallel in (None, "auto") else parallel, model)
+    _refuse_bits_of_parts(bitwise, parallel)
+    engine = parallel_processes.engine(parallel, None if bitwise else model)  # "auto" is "flat" without a model
     if isinstance(engine, HasStages):
         loader.share(engine.samples)  # the stages of a pipeline have the same samples
     made = optimizer if isinstance(optimizer, Optimizer) or not callable(optimizer) else optimizer(model.parameters())
@@ -507,3 +508,13 @@ def _check_counts(**counts: int | None) -> None:
     for name, value in counts.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise ConfigError(f"{name}={value!r}; expected a whole number, 1 or more")
+
+
+def _refuse_bits_of_parts(bitwise: bool, parallel: Any) -> None:
+    """Refuse bitwise mode of a model that is split, before it is."""
+    said = parallel if isinstance(parallel, Mapping) else {}
+    for key in ("shard", "tensor", "pipeline", "workers"):
+        if bitwise and said.get(key) not in (None, 1):
+            raise ConfigError(
+                f"bitwise=True with parallel: {key}={said[key]!r} is not available in this version; leave one of them out"
+            )
