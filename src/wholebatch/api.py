@@ -81,6 +81,7 @@ def train(
     checkpoint_every: str | None = None,
     time_limit: float | str | None = None,
     log_every: int | None = None,
+    digest_every: int | None = None,
     observers: Sequence[Observer] = (),
     display: bool = True,
     workers: int = 0,
@@ -134,6 +135,8 @@ def train(
             the end. The last three are kept, and the one of the best accuracy on ``eval_data``.
         time_limit: seconds, or "2 h": in time before them the run saves and stops; ``train`` returns as usual.
         log_every: a record every so many steps, beside those of the epochs.
+        digest_every: a record with a ``digest`` of the model's weights and buffers every so many steps, and at the last
+            one: 32 hexadecimal digits, the same where all bits are the same. It reads one number per tensor.
         observers: further observers of the run.
         display: show progress on standard output: live on a terminal, a line per epoch elsewhere.
         workers: processes that read the samples of a ``Dataset`` ahead of time (:class:`wholebatch.data.BatchLoader`);
@@ -164,7 +167,7 @@ def train(
     6
     """
     every, limit = _when(run_dir, checkpoint_every, time_limit, resume)
-    _check_counts(epochs=epochs, log_every=log_every, accumulation_steps=accumulation_steps)
+    _check_counts(epochs=epochs, log_every=log_every, digest_every=digest_every, accumulation_steps=accumulation_steps)
     if schedule_unit not in ("step", "epoch"):
         hint = nearest(str(schedule_unit), ("step", "epoch"))
         raise ConfigError(f"schedule_unit={schedule_unit!r}; expected 'step' or 'epoch'{hint}")
@@ -215,6 +218,7 @@ def train(
     facts |= {} if step.mode is None else {"parallel": step.mode}
     facts |= {} if batch_rate is None else {"batch_lr_rule": batch_lr_rule}
     more = {"epochs": epochs, "run_dir": kept_somewhere, "resume": str(resume), "log_every": log_every}
+    more |= {"digest_every": digest_every}
     asked = {
         **more,
         "parallel": str(parallel),
@@ -251,6 +255,7 @@ def train(
             evaluate=test,
             epoch_schedule=attached if schedule_unit == "epoch" else None,
             log_every=log_every,
+            digest_every=digest_every,
             observers=[shown, *([] if kept is None else [kept]), *observers],
             keeper=None if run_dir is None else saved.keeper(kept, processes, told, every=every, time_limit=limit),
             beginning=beginning,
@@ -516,5 +521,5 @@ def _refuse_bits_of_parts(bitwise: bool, parallel: Any) -> None:
     for key in ("shard", "tensor", "pipeline", "workers"):
         if bitwise and said.get(key) not in (None, 1):
             raise ConfigError(
-                f"bitwise=True with parallel: {key}={said[key]!r} is not available in this version; leave one of them out"
+                f"bitwise=True with parallel: {key}={said[key]!r} is not available in this version; leave one out"
             )

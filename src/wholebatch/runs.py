@@ -24,6 +24,7 @@ from wholebatch.display import RunFolder, choose
 from wholebatch.step.pinned import pinned
 from wholebatch.trained.inputs import NAME, inputs_of
 from wholebatch.trained.opening import evaluation_loader
+from wholebatch.verifying.trace import Enough, StepTrace, Tracer
 
 
 def train_recipe(
@@ -73,6 +74,17 @@ def train_recipe(
     return history
 
 
+def take_steps(settings: Config, steps: int) -> list[StepTrace]:
+    """Take the first steps of a configuration, writing nothing; return their trace, as this process saw it."""
+    with pinned(settings.threads or 1, settings.precision) if settings.bitwise else nullcontext():
+        parts = build(settings)
+    settings = replace(_as_built(settings, parts), checkpoint_every=None, time_limit=None)
+    tracer = Tracer(parts.model, steps)
+    with suppress(Enough):
+        _train(settings, parts, None, (), [tracer])
+    return tracer.steps
+
+
 def _as_built(settings: Config, parts: Parts) -> Config:
     """The settings with what "auto" came to, so that a run that goes on elsewhere is the same."""
     normalized = replace(settings.data, normalize=parts.normalize)
@@ -80,7 +92,7 @@ def _as_built(settings: Config, parts: Parts) -> Config:
 
 
 def _train(
-    settings: Config, parts: Parts, kept: RunFolder, allow: Sequence[str], observers: Sequence[Observer]
+    settings: Config, parts: Parts, kept: RunFolder | None, allow: Sequence[str], observers: Sequence[Observer]
 ) -> History:
     return api.train(
         parts.model,
@@ -107,6 +119,7 @@ def _train(
         checkpoint_every=settings.checkpoint_every,
         time_limit=settings.time_limit,
         log_every=settings.log_every,
+        digest_every=settings.digest_every,
         observers=observers,
         display=False,
     )

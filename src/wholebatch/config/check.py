@@ -58,6 +58,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "workers": (lambda v: 0 <= v <= 4096, "a whole number of processes, 0 to 4096"),
     "batch_lr_rule": (lambda v: v in (None, "linear", "sqrt"), "null, linear or sqrt"),
     "log_every": (_at_least_1, f"null, or {_COUNT}"),
+    "digest_every": (_at_least_1, f"null, or {_COUNT}"),
     "run_dir": (lambda v: v is None or bool(v.strip()), "null, or the path of a folder"),
     "data.root": (lambda v: v is None or bool(v.strip()), "null, or the path of a folder"),
     "data.augment.max_shift": (_not_negative, "a number of pixels, 0 or more"),

@@ -219,6 +219,8 @@ class Config:
     """time until which to have saved and stopped, such as 2 h or 90 (seconds); null: none"""
     log_every: int | None = None
     """steps between two records of training; null: a record per epoch"""
+    digest_every: int | None = None
+    """steps between two records with a digest of the weights' bits; null: none"""
     data: Data = field(default_factory=Data)
     """data set"""
     model: Model = field(default_factory=Model)

@@ -21,7 +21,7 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     shows, and several escape with a chance of about 2^-64. It does not help against somebody who means to deceive.
 
     Args:
-        tensors: such as ``model.state_dict()``; the order does not matter.
+        tensors: such as ``model.state_dict()``; the order does not matter, and what is no tensor is left out.
 
     >>> weights = {"a": torch.tensor([1.0, 2.0])}
     >>> [digest(weights) == digest({"a": torch.tensor(other)}) for other in ([1.0, 2.0], [2.0, 1.0])]
@@ -29,10 +29,10 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     >>> digest({"a": torch.tensor(0.0)}) == digest({"a": torch.tensor(-0.0)})
     False
     """
-    named = sorted(tensors.items())
+    named = sorted((name, tensor) for name, tensor in tensors.items() if isinstance(tensor, Tensor))
     sums: dict[torch.device, list[Tensor]] = {}
     for _, tensor in named:
-        sums.setdefault(tensor.device, []).append(_sum_of_bits(tensor))
+        sums.setdefault(tensor.device, []).append(sum_of_bits(tensor))
     read = {device: iter(torch.stack(values).tolist()) for device, values in sums.items()}
     whole = hashlib.sha256()
     for name, tensor in named:
@@ -40,7 +40,8 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     return whole.hexdigest()[:32]
 
 
-def _sum_of_bits(tensor: Tensor) -> Tensor:
+def sum_of_bits(tensor: Tensor) -> Tensor:
+    """Return one int64 on the tensor's device that tells its bits, and not its shape or dtype."""
     flat = tensor.detach().contiguous().reshape(-1)
     if flat.is_complex():
         flat = torch.view_as_real(flat).reshape(-1)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
+from wholebatch.core.digest import digest
 from wholebatch.core.processes import current
 from wholebatch.core.record import History, Observer, Progress, Record
 from wholebatch.loop.batch_rate import BatchRate
@@ -28,17 +29,20 @@ class Recorder:
         observers: Sequence[Observer],
         log_every: int | None,
         batch_rate: BatchRate | None = None,
+        digest_every: int | None = None,
+        last_step: int | None = None,
     ) -> None:
         self.history = History()
         self.steps = self.samples = self.epoch = 0
         self._step, self._metrics, self._observers, self._log_every = step, metrics, observers, log_every
         self._batch_rate = batch_rate
+        self._digest_every, self._last_step = digest_every, last_step
         self._of_epoch = Accumulator("loss", "weight")
         self._since_record = Accumulator("loss", "weight")
         self.within_epoch = False
         self._steps_before = 0
         self._lr: Any = 0.0
-        self._owed = False  # a record of steps, until the processes meet
+        self._owed = self._owes_digest = False  # a record of steps, until the processes meet
         self._begun = time.perf_counter()
 
     @property
@@ -68,15 +72,16 @@ class Recorder:
         """A step was made."""
         self.steps += 1
         self.samples += report.samples
-        every = self._log_every
+        logged, with_digest = _due(self._log_every, self.steps), self._digest_due()
         self.add(report)
-        self._owed = self._owed or (every is not None and self.steps % every == 0)
-        if self._owed and self._step.in_touch:
-            self._owed = False
+        self._owed, self._owes_digest = self._owed or logged, self._owes_digest or with_digest
+        if (self._owed or self._owes_digest) and self._step.in_touch:
+            with_digest, self._owed, self._owes_digest = self._owes_digest, False, False
             values = {"loss": _mean(self._since_record), "lr": float(self._lr), "grad_norm": report.grad_norm}
             values |= self._noise()
             self._since_record.reset()
-            self._write("step", "train", values)
+            name = {"digest": digest(self._step.model.state_dict())} if with_digest else {}
+            self._write("step", "train", {**values, **name})
         if self._observers:
             progress = Progress(self.epoch, self.steps, self.step_in_epoch, self.samples, self._running)
             for observer in self._observers:
@@ -88,8 +93,12 @@ class Recorder:
             return
         loss_sum = report.loss_sum
         self._of_epoch.add(loss_sum, report.weight)
-        if self._log_every is not None:
+        if self._log_every is not None or self._digest_every is not None:
             self._since_record.add(loss_sum, report.weight)
+
+    def _digest_due(self) -> bool:
+        every = self._digest_every
+        return every is not None and (_due(every, self.steps) or self.steps == self._last_step)
 
     def end_epoch(self) -> None:
         """An epoch is over."""
@@ -137,13 +146,17 @@ class Recorder:
         """What this process knows without asking the others."""
         return {"loss": _mean(self._of_epoch), **self._metrics.values(), "lr": float(self._lr)}
 
-    def _write(self, kind: str, split: str, values: dict[str, float]) -> None:
+    def _write(self, kind: str, split: str, values: Mapping[str, float | str]) -> None:
         place = {"step": self.steps, "epoch": self.epoch, "samples": self.samples, "kind": kind, "split": split}
         mode = self._step.mode
         record: Record = {**place, **values, **({} if mode is None else {"parallel": mode})}
         self.history.records.append(record)
         for observer in self._observers:
             observer.record(record)
+
+
+def _due(every: int | None, steps: int) -> bool:
+    return every is not None and steps % every == 0
 
 
 def _mean(sums: Accumulator) -> float:

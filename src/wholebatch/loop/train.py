@@ -38,6 +38,7 @@ def train(
     evaluate: Callable[[], dict[str, float]] | None = None,
     epoch_schedule: LRScheduler | None = None,
     log_every: int | None = None,
+    digest_every: int | None = None,
     observers: Sequence[Observer] = (),
     keeper: Keeper | None = None,
     beginning: Beginning | None = None,
@@ -51,7 +52,7 @@ def train(
     """
     processes = current()
     observers = [one for one in observers if everyone().rank == 0 or one.every_process]
-    recorder = Recorder(step, metrics, observers, log_every, batch_rate)
+    recorder = Recorder(step, metrics, observers, log_every, batch_rate, digest_every, shape.steps)
     run = Run(step, loader, recorder, metrics, epoch_schedule, facts or {})
     with ExitStack() as around:
         if keeper is not None:

@@ -2,7 +2,8 @@
 over micro-batches and processes; each gives a :class:`StepCheck`, whose ``str`` is a table of cases."""
 
 from wholebatch.verifying.check import check_step
+from wholebatch.verifying.digests import DigestCheck
 from wholebatch.verifying.ours import verify
 from wholebatch.verifying.result import Case, StepCheck
 
-__all__ = ["Case", "StepCheck", "check_step", "verify"]
+__all__ = ["Case", "DigestCheck", "StepCheck", "check_step", "verify"]

@@ -19,6 +19,7 @@ from wholebatch.core.errors import InputTypeError, PromiseWarning, WrongStepErro
 from wholebatch.core.processes import Alone, Processes
 from wholebatch.step import Step, losses
 from wholebatch.step.group_place import Place
+from wholebatch.verifying.bitwise import verify_bitwise
 from wholebatch.verifying.blame import coupling, mean_reduced
 from wholebatch.verifying.borrow import keep_still, no_dropout, random_state_kept
 from wholebatch.verifying.exact import Vector, difference, inner, norm
@@ -40,6 +41,7 @@ def verify(
     *,
     micro_batches: Sequence[int] | None = None,
     processes: Sequence[int] = (2, 3),
+    bitwise: bool = False,
     strict: bool = False,
     show: bool = True,
 ) -> StepCheck:
@@ -58,6 +60,8 @@ def verify(
             same.
         micro_batches: the sizes to try; None tries some that cut the batch unevenly.
         processes: the numbers of processes to try.
+        bitwise: take a few steps in bitwise mode instead, in micro-batches of the first size, on one rank and on those
+            ``processes``, and compare every bit of the weights (:class:`wholebatch.verifying.DigestCheck`).
         strict: raise where a case is wrong.
         show: print the table.
 
@@ -77,15 +81,31 @@ def verify(
             batch, case = read_twice(batch)
             cases.append(case)
         samples = tree.count(batch)
+        if bitwise:
+            size = usual_bitwise(samples) if micro_batches is None else micro_batches[0]
+            return _told(verify_bitwise(model, loss, batch, size, processes, cases), show, strict)
         runs = _Runs(model, loss, batch, samples)
         sizes = runs.sizes() if micro_batches is None else list(micro_batches)
         cases += runs.cases(sizes, [count for count in processes if count > 1])
     check = StepCheck(cases, f"one step over {samples} samples, on a copy in {runs.dtype_name()}")
+    return _told(check, show, strict)
+
+
+def _told(check: StepCheck, show: bool, strict: bool) -> StepCheck:
     if show:
         check.show()
     if strict and not check.ok:
         raise WrongStepError(f"this step depends on how the batch is cut\n{check}")
     return check
+
+
+def usual_bitwise(samples: int) -> int:
+    """Return a micro-batch of which a batch has several.
+
+    >>> usual_bitwise(10), usual_bitwise(512)
+    (2, 32)
+    """
+    return max(1, min(32, -(-samples // 5)))
 
 
 def usual_sizes(samples: int) -> list[int]:
