@@ -208,7 +208,9 @@ def fill(batch: Any, samples: int, size: int, axis: Axis = 0) -> Any:
     if isinstance(batch, Tensor):
         if axis is None or batch.ndim == 0:
             return batch
-        return batch.index_select(axis, torch.arange(size, device=batch.device) % samples)  # type: ignore[arg-type]
+        times, rest = divmod(size, samples)
+        parts = [*[batch] * times, *([batch.narrow(axis, 0, rest)] if rest else [])]  # type: ignore[arg-type]
+        return torch.cat(parts, dim=axis)  # type: ignore[arg-type]  # which keeps nothing for backward
     if isinstance(batch, np.ndarray):
         return batch if axis is None or batch.ndim == 0 else np.take(batch, np.arange(size) % samples, axis=axis)  # type: ignore[arg-type]
     entries = _entries(batch)
