@@ -171,7 +171,7 @@ def train(
     micro_batch = _micro_batch(micro_batch, accumulation_steps, loader.batch_size)
     where = device_for(device, model)
     model.to(where)
-    engine = parallel_processes.engine("flat" if bitwise and parallel in (None, "auto") else parallel, model)
+    engine = parallel_processes.engine(parallel, None if bitwise else model)  # "auto" is "flat" without a model
     made = optimizer if isinstance(optimizer, Optimizer) or not callable(optimizer) else optimizer(model.parameters())
     attached = _attached(schedule, made)
     step = Step(

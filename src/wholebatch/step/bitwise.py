@@ -190,7 +190,7 @@ class Bitwise:
 
     def state_dict(self) -> dict[str, list[int | None]]:
         """Return what the bounds of the next window follow from."""
-        return {"exponents": list(self._sums.exponents)}
+        return {"exponents": list(self._sums.exponents if self._pending is None else self._pending)}
 
     def load_state_dict(self, state: dict[str, list[int | None]]) -> None:
         """Go on from ``state``; it is looked at when the next window begins."""

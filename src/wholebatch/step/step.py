@@ -286,15 +286,15 @@ class Step:
         self, bitwise: Bitwise, samples: int, position: int | None, error: Exception | None
     ) -> tuple[int, int]:
         """This process's place in the whole batch, and its samples; every process has whole micro-batches."""
-        counts = self._processes.exchange(_FAILED if error is not None else samples)
-        if _FAILED in counts:
+        said = 0 if position is None else position + 1
+        told = self._processes.exchange(_FAILED if error is not None else said << 32 | samples)
+        if _FAILED in told:
             raise_together(self._processes, error)
+        counts, positions = [one & 0xFFFFFFFF for one in told], [(one >> 32) - 1 for one in told]
         micro_batch = int(self.micro_batch)
-        found, wrong = self._attempt(lambda: place_of(counts, self._processes.rank, position, micro_batch))
-        if any(self._processes.exchange(wrong is not None)):
-            raise_together(self._processes, wrong)
-        bitwise.place(found[0] // micro_batch, found[1])
-        return found[0], max(1, sum(counts))
+        begin, micro_batches = place_of(counts, positions, self._processes.rank, micro_batch)
+        bitwise.place(begin // micro_batch, micro_batches)
+        return begin, max(1, sum(counts))
 
     def fit(self, batch: Any, samples: int) -> int | None:
         """Find the micro-batch that "auto" takes for batches like this one; every process calls it.

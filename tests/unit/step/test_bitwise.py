@@ -68,7 +68,7 @@ def test_statistics_of_a_layer_without_momentum_used_twice_and_recomputed():
             self.norm, self.head = nn.BatchNorm1d(3, momentum=None, affine=False), nn.Linear(3, 1)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.head(checkpoint(lambda x: self.norm(2 * self.norm(x) + 1), x, use_reentrant=False))
+            return self.head(self.norm(2 * checkpoint(self.norm, x.requires_grad_(), use_reentrant=True) + 1))
 
     model = Twice().double()
     step = made(model)
@@ -176,6 +176,21 @@ def test_the_state_goes_on_with_the_same_bits():
     assert all(torch.equal(a, b) for a, b in zip(run(False), run(True), strict=True))
 
 
+def test_a_state_is_kept_when_it_is_saved_before_the_next_window():
+    step = made(seeded(nn.Linear(3, 1)))
+    step(data(4))
+    other = made(seeded(nn.Linear(3, 1)))
+    other.load_state_dict(step.state_dict())
+    assert other.state_dict() == step.state_dict()
+    assert len(other.state_dict()["bitwise"]["exponents"]) == 2
+
+
+def test_a_batch_of_nothing_changes_nothing():
+    step = made(seeded(nn.BatchNorm1d(3), nn.Linear(3, 1)))
+    report = step(data(0))
+    assert (report.skipped, report.weight, report.micro_batches) == (True, 0.0, 0)
+
+
 def test_a_window_of_an_iterator_keeps_its_pieces():
     x, y = data(11)
     models = [nn.Linear(3, 1).double() for _ in range(2)]
@@ -188,6 +203,20 @@ def test_a_window_of_an_iterator_keeps_its_pieces():
         made(models[0])(wb.MicroBatches([(x[:3], y[:3]), (x[3:], y[3:])]))
     with pytest.raises(wb.BatchError, match=r"samples=5\) gave 11"):
         made(models[0])(wb.MicroBatches(iter([(x, y)]), samples=5))
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_every_micro_batch_is_in_memory_of_its_own_and_laid_out_alike(last):
+    seen = []
+
+    def loss(model: nn.Module, batch: Any) -> Any:
+        seen.append((batch[0].untyped_storage().nbytes(), batch[0].stride()))
+        return (model(batch[0].flatten(1)) - batch[1]) ** 2
+
+    x, y = torch.randn(8, 3, 2, 2), torch.randn(8, 1)
+    x = x.to(memory_format=torch.channels_last) if last else x.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2)
+    made(nn.Linear(12, 1), loss)((x, y))
+    assert seen == [(4 * 12 * 4, (12, 1, 6, 3) if last else (12, 4, 2, 1))] * 4
 
 
 def test_a_rest_of_one_is_a_micro_batch():
@@ -270,7 +299,7 @@ def test_more_is_refused():
         made(Counting().double())(data(8))
     with pytest.raises(wb.BatchError, match="take micro_batch=2 or more"):
         made(model, micro_batch=1)(data(4097))
-    with pytest.raises(wb.BatchError, match="position=4 on one process"):
+    with pytest.raises(wb.BatchError, match="position=4 in process 0, but the processes before it have 0 samples"):
         made(model)(data(4), position=4)
     model._compiled_call_impl = lambda x: x  # what model.compile() sets
     with pytest.raises(wb.InputError, match="is compiled"):
