@@ -128,7 +128,7 @@ def test_steps_on_1_to_4_processes_have_the_same_bits(world: Callable[..., list[
 
 
 def trained(rank: int, size: int, folder: str, at: int | None, options: dict[str, Any]) -> Any:
-    return resuming.interrupted(rank, size, folder, at, {**options, "bitwise": True})
+    return resuming.interrupted(rank, size, folder, at, {**options, "bitwise": True, "digest_every": 5})
 
 
 def test_a_run_that_goes_on_with_other_processes_has_the_same_bits(
@@ -136,6 +136,7 @@ def test_a_run_that_goes_on_with_other_processes_has_the_same_bits(
 ) -> None:
     code, weights, records = trained(0, 1, str(tmp_path / "alone"), None, {})
     assert code == 0
+    assert [record["step"] for record in records if "digest" in record] == [5, 10, 15, 20, 24]
     folder = str(tmp_path / "run")
     assert [code for code, *_ in world(2, trained, folder, 8, {})] == [128 + signal.SIGTERM] * 2
     assert [code for code, *_ in world(4, trained, folder, 15, {})] == [128 + signal.SIGTERM] * 4

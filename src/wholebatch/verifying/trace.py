@@ -40,6 +40,14 @@ class StepTrace:
     passes: list[list[LayerTrace]]
     apart: str = ""  # a weight that the processes do not agree about
 
+    def same_bits(self, other: StepTrace) -> bool:
+        """Whether weights and gradients are the same, in all processes."""
+        return self.tensors == other.tensors and self.gradients == other.gradients and not (self.apart or other.apart)
+
+    def of(self, name: str) -> tuple[int | None, int | None]:
+        """The bits of a weight and of its gradient."""
+        return self.tensors.get(name), self.gradients.get(name)
+
 
 class Tracer(Observer):
     """Traces ``model`` for ``steps`` steps, and raises :class:`Enough`; used as an observer, or by hand."""
@@ -195,9 +203,9 @@ class Difference:
 def first_difference(one: Sequence[StepTrace], other: Sequence[StepTrace], model: nn.Module) -> Difference | None:
     """Return where two traces of ``model`` differ first; None where they do not."""
     for number, (a, b) in enumerate(zip(one, other, strict=True), 1):
-        tensor = next((name for name in a.tensors if a.tensors[name] != b.tensors.get(name)), "")
-        if not (tensor or a.apart or b.apart):
+        if a.same_bits(b):
             continue
+        tensor = next((name for name in {**a.tensors, **a.gradients} if a.of(name) != b.of(name)), "")
         found = _in_passes(a, b)
         if found is not None:
             where, layer, place = found

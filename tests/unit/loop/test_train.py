@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import wholebatch as wb
+from wholebatch.core.digest import digest
 from wholebatch.core.record import Observer
 from wholebatch.data import ArrayDataset, BatchLoader
 from wholebatch.data.order import epoch_order
@@ -265,6 +266,25 @@ def test_records_hold_weighted_means(micro_batch):
     assert (last["loss"], last["accuracy"]) == (pytest.approx(expected["loss"]), expected["accuracy"])
     assert set(last) == {"step", "epoch", "samples", "kind", "split", "loss", "accuracy"}
     assert [(r["epoch"], r["samples"]) for r in history.select("test")] == [(1, 50), (2, 100), (3, 150)]
+
+
+def test_a_digest_every_n_steps_and_at_the_last():
+    def digests(seed=0, **options):
+        ours = model()
+        torch.manual_seed(seed)
+        history = train(ours, data(), digest_every=5, **options)
+        return history, ours
+
+    history, ours = digests(micro_batch=3)
+    assert [(r["step"], "digest" in r) for r in history.select("train", "step")] == [(5, True), (10, True), (12, True)]
+    assert history.last("train", "step")["digest"] == digest(ours.state_dict())
+    assert len({r["digest"] for r in history.select("train", "step")}) == 3
+    again, _ = digests(micro_batch=3)
+    assert [r.get("digest") for r in again] == [r.get("digest") for r in history]
+    both, _ = digests(micro_batch=3, log_every=4)
+    said = [(r["step"], "digest" in r) for r in both.select("train", "step")]
+    assert said == [(4, False), (5, True), (8, False), (10, True), (12, True)]
+    assert "digest" not in both.last("train", "epoch")
 
 
 def test_the_rate_recorded_is_the_one_used_also_where_it_is_a_tensor():
