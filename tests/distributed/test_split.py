@@ -232,3 +232,92 @@ def test_a_run_goes_on_in_every_layout(world: Any, tmp_path: Path, kind: str, wa
     assert last == pytest.approx(measured, abs=1e-10)
     assert [record["step"] for record in history] == [record["step"] for record in records]
     assert [r["loss"] for r in history] == pytest.approx([r["loss"] for r in records], abs=1e-10)
+
+
+# what goes wrong -------------------------------------------------------------------------------------
+
+
+class Failing(nn.Module):
+    """Fails in its second layer where the first input is 99."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.tanh(self.fc1(x))
+        if x[0, 0] == 99:
+            raise OSError("the model broke")
+        return self.fc2(y)
+
+
+def broken(x: Tensor, y: Tensor) -> Any:
+    yield x[:2], y[:2]
+    raise OSError("the disk broke")
+
+
+def failing(rank: int, size: int) -> Any:
+    found = {}
+    for named, layout in [
+        ("step", {"shard": 2}),
+        ("layer", {"shard": 2, "reshard": "layer"}),
+        ("tensor", {"tensor": 2, "plan": {"fc1": "colwise", "fc2": "rowwise"}}),
+    ]:
+        model = engine_cases.seeded(Failing)
+        engine = wb.parallel.engine(layout, model)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        step = wb.Step(model, optimizer, nn.CrossEntropyLoss(), micro_batch=2, engine=engine)
+        x, y = batch((4,))
+        said = []
+        for wrong in ("disk", "nan", "model"):
+            bad = x.clone()
+            bad[0, 0] = {"nan": float("nan"), "model": 99.0}.get(wrong, 1.0)
+            if wrong == "model" and named != "step":
+                continue  # there the others wait within the model, for this process's end
+            mine = rank == 1 or (wrong == "nan" and named == "tensor")
+            try:
+                if wrong == "disk":
+                    step(wb.MicroBatches(broken(x, y) if mine else [(x, y)], samples=12), position=0)
+                else:
+                    step((bad if mine else x, y))
+            except Exception as error:
+                said.append(f"{type(error).__name__}: {error}"[:60])
+        report = step((x, y))
+        found[named] = said, report.loss, report.grad_norm
+    return found
+
+
+def test_errors_travel(world: Any) -> None:
+    model = engine_cases.seeded(Failing)
+    x, y = batch((4,))
+    model_loss = wb.Step(model, torch.optim.SGD(model.parameters(), lr=0.1), nn.CrossEntropyLoss())((x, y))
+    first, second = world(2, failing)
+    for named in first:
+        for said, other in zip(first[named][0], second[named][0], strict=True):
+            kind, _, text = other.partition(": ")
+            assert said.startswith(f"PeerError: process 1 failed: {kind}: {text}"[:60]) or said[:30] == other[:30]
+        assert len(first[named][0]) == (3 if named == "step" else 2)
+        for result in (first, second):  # and the next step is right: the weights are as before
+            assert result[named][1:] == pytest.approx((model_loss.loss, model_loss.grad_norm), abs=BAR)
+
+
+def coupled(rank: int, size: int) -> Any:
+    model = engine_cases.seeded(engine_cases.dropping)
+    engine = wb.parallel.engine({"shard": size}, model) if size > 1 else Flat(Alone())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def loss(z: Tensor) -> Tensor:
+        return (z @ z.T).logsumexp(1).mean()
+
+    whole_batch = wb.WholeBatchLoss(lambda model, batch: model(batch[0]), loss)
+    step = wb.Step(model, optimizer, whole_batch, micro_batch=2, seed=1, engine=engine)
+    x, _ = engine_cases.data(7)
+    x = x[:5] if rank == 0 and size > 1 else x[5:] if size > 1 else x
+    reports = [step((x,)) for _ in range(2)]
+    return [(r.loss, r.grad_norm) for r in reports]
+
+
+def test_a_loss_of_the_whole_batch(world: Any) -> None:
+    wanted = coupled(0, 1)
+    for found in world(2, coupled):
+        assert [list(one) for one in found] == [pytest.approx(list(one), rel=1e-12) for one in wanted]

@@ -61,6 +61,9 @@ class ShardEngine:
         self._parameters = parameters
         self._used.clear()
         self._gather(model)
+        if not self.lockstep:
+            for parameter in self._root.parameters():  # whole now: what a window that failed has left of gradients
+                parameter.grad = None
 
     def backward(self, loss_sum: Tensor, upstream: Tensor, last: bool) -> None:
         """Run backward; with ``reshard="layer"`` the gradients are summed meanwhile."""
