@@ -129,7 +129,7 @@ class Case:
 
 CASES: dict[str, Case] = {
     "1f1b": Case(parallel={"schedule": "1f1b"}),
-    "gpipe": Case(parallel={"schedule": "gpipe"}),
+    "gpipe, a stage that begins in place": Case(parallel={"schedule": "gpipe", "cuts": ["6"]}),
     "named cuts, somebody's model": Case(
         Skipping, data=tokens_of, loss=nn.CrossEntropyLoss(), parallel={"cuts": ["blocks.1"]}
     ),

@@ -173,7 +173,7 @@ def _batch(parts: Parts, size: int) -> Any:
 def span(seconds: float) -> str:
     """A time as people read it.
 
-    >>> span(0.0000325), span(0.0125), span(3.2)
+    >>> span(0.000033), span(0.0125), span(3.2)
     ('33 µs', '12.5 ms', '3.20 s')
     """
     if seconds < 1e-3:
