@@ -139,12 +139,16 @@ class LocalStep(Step):
 
     def _begin(self) -> None:
         """The first round begins: every worker from what all have."""
-        for buffer in self.model.buffers():
-            self._team.copy_from_first_(buffer)
+        self.share_buffers()
         self._weights.begin()
         state = self.optimizer.state_dict()
         self._states = {worker: self._copied_state(state) for worker in self._own}
         self._loaded, self._begun = None, True
+
+    def share_buffers(self) -> None:
+        """Make the buffers of all processes those of the first one; after a meeting they are."""
+        for buffer in self.model.buffers():
+            self._team.copy_from_first_(buffer)
 
     def _copied_state(self, state: dict[str, Any]) -> Any:
         """The optimizer's state made of a ``state_dict``, of its own."""
