@@ -201,7 +201,7 @@ class BatchLoader:
     ) -> Window:
         """This process's part of the whole batch of these samples, which begins at ``begin`` in the epoch."""
         first, stop = parts(whole.shape[0], self._processes.rank, self._processes.size, align, rest_of_one)
-        cut = {"position": first, "align": align, "rest_of_one": rest_of_one}
+        cut: dict[str, Any] = {"position": first, "align": align, "rest_of_one": rest_of_one}
         indices = whole[first:stop]
         if self.mix is None:
             gather = partial(self._gather, indices, epoch, begin, ready)

@@ -136,7 +136,7 @@ class StreamLoader:
 
             indices = torch.arange(seen + first, seen + last)
             seen += samples
-            cut = {"position": first, "align": align, "rest_of_one": rest_of_one}
+            cut: dict[str, Any] = {"position": first, "align": align, "rest_of_one": rest_of_one}
             yield Window(gather, indices, epoch, micro_batch, finish=finish, **cut)
         if not seen:
             raise DataError(f"the data set is empty: {type(self.dataset).__name__} gave nothing in epoch {epoch}")

@@ -66,9 +66,8 @@ def evaluate(
             "nothing to measure: the outputs are no scores of classes with class numbers as targets; "
             "pass metrics= or loss="
         )
-    if exact is not None:
-        whole = exact.over_processes(processes)
-    return {**({} if loss is None else {"loss": _mean(whole, loss)}), **values, "samples": float(seen)}
+    added = whole if exact is None else exact.over_processes(processes)
+    return {**({} if loss is None else {"loss": _mean(added, loss)}), **values, "samples": float(seen)}
 
 
 def _feed(
@@ -136,7 +135,7 @@ def _batches(
         before += loader.batch_size or window.samples
 
 
-def _mean(sums: Mapping[str, float] | Accumulator, loss: LossCall) -> float:
+def _mean(sums: Accumulator | Mapping[str, float], loss: LossCall) -> float:
     """The weighted mean; a loss that is a sum over the whole batch is one over the whole data set here."""
     weight = sums["weight"] if loss.whole_weight is None else loss.whole_weight
     return float(sums["loss"] / weight) if weight else float("nan")
