@@ -176,6 +176,13 @@ def test_the_state_goes_on_with_the_same_bits():
     assert all(torch.equal(a, b) for a, b in zip(run(False), run(True), strict=True))
 
 
+def test_losses_are_added_exactly():
+    model = nn.Linear(1, 1).double()
+    values = torch.tensor([[1e16], [1.0], [-1e16]], dtype=torch.float64)
+    step = made(model, lambda m, batch: m(batch) * 0 + batch, micro_batch=1)
+    assert float(step(values).loss_sum) == 1.0
+
+
 def test_a_state_is_kept_when_it_is_saved_before_the_next_window():
     step = made(seeded(nn.Linear(3, 1)))
     step(data(4))
