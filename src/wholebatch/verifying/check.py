@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from wholebatch.core import processes
+from wholebatch.core.digest import sum_of_bits
 from wholebatch.core.errors import BatchError, InputError, InputTypeError, WrongStepError
 from wholebatch.step.gradient import check_clip_norm
 from wholebatch.verifying.borrow import Borrowed, random_state_kept, seed_alike
@@ -37,6 +38,7 @@ def check_step(
     strict: bool = False,
     lr: float | None = None,
     clip_norm: float | None = None,
+    bitwise: bool = False,
     show: bool = True,
 ) -> StepCheck:
     """Compare one update of someone's loop with that of the whole batch, on the window given and on hard ones.
@@ -61,6 +63,7 @@ def check_step(
         strict: raise where a case is wrong.
         lr: the learning rate of an update by hand.
         clip_norm: the norm to which the loop clips the whole gradient.
+        bitwise: add a case: the window given, made twice from the same state and seeds, must have the same bits.
         show: print the table.
 
     >>> model = nn.Linear(3, 2)
@@ -91,7 +94,7 @@ def check_step(
                 if place + 1 < len(attempts):
                     continue  # the model, the loss or the loop insists on the dtype it has
                 raise
-            cases = [*given, *checker.hard(pieces)]
+            cases = [*given, *([checker.again(pieces)] if bitwise else []), *checker.hard(pieces)]
             break
     check = StepCheck(cases, checker.how())
     if show and processes.current().rank == 0:
@@ -148,6 +151,27 @@ class _Checker:
             if self._masks(pieces, window):
                 cases += self._or_refused(name, window)
         return cases
+
+    def again(self, pieces: Pieces) -> Case:
+        """The window made twice, each time from the same state: whether weights and gradients have the same bits."""
+        seen: list[dict[str, int]] = []
+        for _ in range(2):
+            with self.borrowed.lend(self.dtype) as model:
+                named = {label: p for label, p in model.named_parameters() if p.requires_grad}
+                with Watch(list(named.values())) as watch, torch.enable_grad():
+                    seed_alike()
+                    self.take_step(model, fresh(pieces, self.dtype))
+                seen.append({label: int(sum_of_bits(p)) for label, p in dict(model.named_parameters()).items()})
+                found = zip(named, (watch.found.get(place) for place in range(len(named))), strict=True)
+                seen[-1] |= {f"the gradient of {label}": int(sum_of_bits(g)) for label, g in found if g is not None}
+        differing = [label for label, bits in seen[0].items() if seen[1].get(label) != bits]
+        said = (
+            f"{differing[-1]} has other bits the second time: a kernel that is not deterministic, state that is kept "
+            "between steps, or a draw from a generator of its own"
+            if differing
+            else ""
+        )
+        return Case("twice from the same state, bit for bit", math.nan, math.nan, not differing, said)
 
     def _or_refused(self, name: str, window: Pieces) -> list[Case]:
         try:

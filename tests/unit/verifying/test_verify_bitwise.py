@@ -187,3 +187,31 @@ def test_a_data_set_that_gives_something_else_is_named() -> None:
     check = verify(net(nn.Tanh()), data=Unstable())
     assert not check.ok
     assert "Unstable is unstable: item 0 differs when it is read twice" in str(check)
+
+
+def loop(model: nn.Module, batches: Any) -> None:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for x, y in batches:
+        (F.cross_entropy(model(x), y) / len(batches)).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def by_hand(model: nn.Module, batches: Any) -> None:
+    for x, y in batches:
+        F.cross_entropy(model(x), y).backward()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter -= 0.1 * parameter.grad / len(batches)
+            parameter.grad = None
+
+
+@pytest.mark.parametrize("take_step", [loop, by_hand])
+@pytest.mark.parametrize(("inner", "ok"), [(nn.Tanh, True), (Kernel, False)])
+def test_a_loop_made_twice(take_step: Any, inner: Any, ok: bool) -> None:
+    batches = [(torch.randn(4, 6), torch.arange(4) % 3) for _ in range(3)]
+    check = wb.check_step(take_step, net(inner()), batches, nn.CrossEntropyLoss(), bitwise=True, show=False)
+    case = next(case for case in check.cases if case.name.startswith("twice from the same state"))
+    assert case.ok is ok
+    assert ("a kernel that is not deterministic" in case.meaning) is not ok
+    assert not wb.check_step(take_step, net(Kernel()), batches, nn.CrossEntropyLoss(), bitwise=True, show=False).ok
