@@ -29,6 +29,21 @@ class Net(nn.Module):
 
     def forward(self, x):
         return self.head(self.body(x.flatten(1)) + float(np.random.rand()))
+
+
+class Shaky:
+    classes = ("a", "b", "c")
+    reads = 0
+
+    def __init__(self, split):
+        self.split = split
+
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, index):
+        Shaky.reads += 1
+        return torch.full((1, 8, 8), Shaky.reads / 100), index % 3
 """
 
 
@@ -66,6 +81,15 @@ def test_an_unkeyed_draw_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert "first difference: step 1, micro-batch 1: layer the model (Net) gives another output" in said
     assert "first parameter that differs: body.0.weight" in said
     assert "likely cause: an unkeyed draw: the model (Net) draws from numpy.random" in said
+
+
+def test_a_data_set_that_gives_something_else_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["micro_batch=8", "batch_size=16", "data=planted:Shaky", "data.normalize=null", "model=mlp"]
+    assert verify("digits", "--bitwise", *words, "data.augment.max_shift=0", "--processes", "1,2", "--steps", "1") == 1
+    said = capsys.readouterr().out
+    assert "first difference: step 1, micro-batch" in said
+    assert ": the model is given other samples" in said
+    assert "likely cause: Shaky is unstable: item" in said
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,8 @@ def _built(settings: Config) -> Parts:
 
 
 def _how(steps: int, what: str, micro_batch: int, threads: int) -> str:
-    return f"{steps} steps of {what} with bitwise=true micro_batch={micro_batch} threads={threads}"
+    took = f"{steps} step{'' if steps == 1 else 's'} of {what}"
+    return f"{took} with bitwise=true micro_batch={micro_batch} threads={threads}"
 
 
 def _compared(

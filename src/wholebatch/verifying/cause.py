@@ -25,7 +25,7 @@ _OF_MODULES = frozenset(vars(nn.Module()))  # what every module has: parameters,
 def likely_cause(model: nn.Module, loss: Any, batch: Any, found: Difference) -> str:
     """Say what probably made the difference ``found``, by running ``batch``, a micro-batch, twice.
 
-    Everything random is left as it was found, and so are buffers; state that ``model`` keeps in Python is not.
+    Torch's generators and the buffers are left as they were found; what ``model`` keeps in Python is not.
     """
     if found.where == "data":
         return (
@@ -41,7 +41,6 @@ def likely_cause(model: nn.Module, loss: Any, batch: Any, found: Difference) -> 
             for _ in range(2):
                 torch.manual_seed(0)
                 gradients.append(_gradients(model, bound, batch))
-                moved.look("the loss function")
                 tracer.end_step()
     except Exception as error:  # it runs in a step; the probe is a little less
         return f"not found: the micro-batch cannot be run by itself ({type(error).__name__}: {error})"
@@ -90,8 +89,7 @@ class _Moved:
 
     @contextmanager
     def watching(self, model: nn.Module) -> Iterator[None]:
-        """Watch every layer of ``model``; NumPy's and Python's generators are given back afterwards."""
-        python, numpy = random.getstate(), np.random.get_state()
+        """Watch every layer of ``model``."""
         labels = {m: f"{name or 'the model'} ({type(m).__name__})" for name, m in model.named_modules()}
         own = {module: _own_state(module) for module in labels}
         handles = []
@@ -105,8 +103,6 @@ class _Moved:
         finally:
             for handle in handles:
                 handle.remove()
-            random.setstate(python)
-            np.random.set_state(numpy)
 
     def look(self, label: str) -> None:
         """Whatever moved since the last look did so in ``label``."""

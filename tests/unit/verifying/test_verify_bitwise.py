@@ -49,6 +49,17 @@ class OwnGenerator(nn.Module):
         return x + float(self.rng.random())
 
 
+class Between(nn.Module):
+    """Draws before a layer of its own, which is not to blame."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x + of_numpy())
+
+
 _calls = 0
 
 
@@ -93,10 +104,10 @@ def verify(model: nn.Module, loss: Any = None, data: Any = None, **options: Any)
 
 
 def test_a_clean_model_has_the_same_bits() -> None:
-    check = verify(net(nn.Tanh()), micro_batches=[4], processes=(2, 3, 4))
+    check = verify(net(nn.Tanh()), micro_batches=[4], processes=(2, 3))
     assert check.ok
     assert check.error == 0
-    assert [count for count, _ in check.digests] == [1, 2, 3, 4]
+    assert [count for count, _ in check.digests] == [1, 2, 3]
     assert len({digest for _, digest in check.digests}) == 1
     assert "the same bits every time" in str(check)
     other = verify(net(nn.Tanh()), micro_batches=[5])
@@ -105,6 +116,7 @@ def test_a_clean_model_has_the_same_bits() -> None:
 
 PLANTED: dict[str, tuple[Any, str, str]] = {
     "NumPy": (lambda: Noise(of_numpy), "2 (Noise)", "an unkeyed draw: 2 (Noise) draws from numpy.random"),
+    "between layers": (Between, "2 (Between)", "an unkeyed draw: 2 (Between) draws from numpy.random"),
     "Python": (lambda: Noise(random.random), "2 (Noise)", "an unkeyed draw: 2 (Noise) draws from Python's random"),
     "own": (OwnGenerator, "2 (OwnGenerator)", "draws from a generator of its own, 'rng'"),
     "counter": (Counter, "2 (Counter)", "state kept in Python: 2 (Counter) changes its attribute 'calls'"),
