@@ -16,7 +16,7 @@ def recipe_names() -> list[str]:
     """Return the names of all recipes.
 
     >>> recipe_names()
-    ['cifar10', 'cifar100', 'digits', 'fashion_mnist', 'folder', 'imagenet', 'text']
+    ['cifar10', 'cifar100', 'contrastive', 'digits', 'fashion_mnist', 'folder', 'imagenet', 'text']
     """
     folders = files("wholebatch").joinpath("recipes").iterdir()
     return sorted(folder.name for folder in folders if folder.joinpath("config.yaml").is_file())
