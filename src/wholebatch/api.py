@@ -219,7 +219,7 @@ def train(
     facts |= {} if batch_rate is None else {"batch_lr_rule": batch_lr_rule}
     more = {"epochs": epochs, "run_dir": kept_somewhere, "resume": str(resume), "log_every": log_every}
     more |= {"digest_every": digest_every}
-    if digest_every is not None and (step.split or step.workers is not None):
+    if digest_every is not None and (step.split or isinstance(engine, HasStages) or step.workers is not None):
         raise ConfigError(f"digest_every={digest_every}: no process has the whole model's weights here; leave it out")
     asked = {
         **more,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +33,20 @@ LOCAL: dict[str, dict[str, Any]] = {
 MODES = {**ENGINES, **LOCAL}
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def every_mode(rank: int, size: int) -> Any:
     """Batches of 7 samples, the last of an epoch of 3: some workers have one sample, some two, some none."""
     return {name: resuming.train(None, parallel=parallel, epochs=2, log_every=3) for name, parallel in MODES.items()}
 
 
 def test_the_result_is_the_same_on_any_number_of_processes(world: Any) -> None:
-    torch.set_num_threads(1)
     alone = every_mode(0, 1)
     plain, plain_records = resuming.train(None, epochs=2, log_every=3)
     assert error(alone["plain"][0], plain) < 1e-13
@@ -67,7 +75,6 @@ def chain(rank: int, size: int, folder: str, at: int | None) -> Any:
 
 def test_a_run_goes_on_with_another_number_of_processes(world: Any, tmp_path: Path) -> None:
     """Stopped within and between rounds; the state of every worker moves to wherever the worker is."""
-    torch.set_num_threads(1)
     undisturbed = {name: resuming.train(None, parallel=parallel) for name, parallel in RESUMED.items()}
     for size, at in [(2, 5), (1, 9), (3, 14)]:
         for of_rank in world(size, chain, str(tmp_path), at):
@@ -88,7 +95,6 @@ def test_a_run_goes_on_with_another_number_of_processes(world: Any, tmp_path: Pa
 
 def test_a_checkpoint_within_a_round_is_of_every_worker(tmp_path: Path, world: Any) -> None:
     """Saved after epochs of six steps, in the middle of rounds of four; gone on from on three processes."""
-    torch.set_num_threads(1)
     for name in ("diloco", "late"):
         options = {"parallel": {**MODES[name], "local_steps": 4}}
         undisturbed = resuming.train(None, **options)

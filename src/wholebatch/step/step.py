@@ -15,11 +15,10 @@ from torch.optim.lr_scheduler import LRScheduler
 from wholebatch.core import processes, tree
 from wholebatch.core.errors import ConfigError, InputError, NonFiniteError, OutOfMemoryError
 from wholebatch.core.processes import Processes
-from wholebatch.step import losses, redo
+from wholebatch.step import losses, placing, redo
 from wholebatch.step.available import left_by_limits
 from wholebatch.step.bitwise import Bitwise, Moved
 from wholebatch.step.bitwise_options import check_bitwise, check_model_bitwise
-from wholebatch.step.by_position import place_of
 from wholebatch.step.costs import Cost
 from wholebatch.step.cutting import Cutting, Piece
 from wholebatch.step.engine import Engine, HasStages
@@ -31,12 +30,12 @@ from wholebatch.step.gradient import (
     check_nonfinite,
     check_optimizer,
 )
-from wholebatch.step.logical import FAILED, PerWorker, agree_on_edges, by_worker, own_workers, refuse_for_workers
+from wholebatch.step.logical import PerWorker, by_worker, own_workers, refuse_for_workers
 from wholebatch.step.loss_scale import LossScale
 from wholebatch.step.masters import Masters
 from wholebatch.step.micro_batch_size import Finder, MicroBatchSize
 from wholebatch.step.options import check_options, check_split, check_tokens, scheduler_of
-from wholebatch.step.over_processes import raise_together, same_start
+from wholebatch.step.over_processes import same_start
 from wholebatch.step.parts import is_part
 from wholebatch.step.passes import Passes
 from wholebatch.step.pinned import check_workspace, pinned, pinned_facts
@@ -44,8 +43,6 @@ from wholebatch.step.precision import lower
 from wholebatch.step.report import StepReport
 from wholebatch.step.window import MicroBatches, with_last
 from wholebatch.sums import NoiseScale
-
-_UNKNOWN, _FAILED = -1, FAILED  # in place of a number of samples
 
 
 class Step:
@@ -241,14 +238,7 @@ class Step:
         weight, samples, pieces = (None, 0, iter(())) if error is not None else cut
         if self._bitwise is not None:
             weight = None  # of each micro-batch by itself
-            position, nominal = self._place_whole(self._bitwise, samples, position, error)
-        else:
-            if self._lockstep is not None:
-                pieces = iter(self._in_lockstep(pieces, samples, error))
-            position, nominal = self._place(samples, position, error, getattr(batch, "edges", None))
-        if self._per_worker is not None:
-            first = own_workers(self._processes, self._per_worker.workers).start
-            pieces = by_worker(pieces, self._cutting.edges, first, self._per_worker.worker, self._axis)
+        pieces, position, nominal = self._placed(pieces, samples, position, error, getattr(batch, "edges", None))
         if len(self.optimizer.param_groups) != self._groups:
             self._others, self._groups = self._check_parameters(), len(self.optimizer.param_groups)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -290,19 +280,28 @@ class Step:
         assert isinstance(listed, MicroBatches)
         return listed
 
-    def _place_whole(
-        self, bitwise: Bitwise, samples: int, position: int | None, error: Exception | None
-    ) -> tuple[int, int]:
-        """This process's place in the whole batch, and its samples; every process has whole micro-batches."""
-        said = 0 if position is None else position + 1
-        told = self._processes.exchange(_FAILED if error is not None else said << 32 | samples)
-        if _FAILED in told:
-            raise_together(self._processes, error)
-        counts, positions = [one & 0xFFFFFFFF for one in told], [(one >> 32) - 1 for one in told]
-        micro_batch = int(self.micro_batch)
-        begin, micro_batches = place_of(counts, positions, self._processes.rank, micro_batch)
-        bitwise.place(begin // micro_batch, micro_batches)
-        return begin, max(1, sum(counts))
+    def _placed(
+        self, pieces: Iterator[Piece], samples: Any, position: int | None, error: Exception | None, edges: Any
+    ) -> tuple[Iterator[Piece], int | None, int]:
+        """The micro-batches, this process's place in the whole batch (None: unknown), and its samples, nominally."""
+        who = self._processes
+        if self._bitwise is not None:
+            size = int(self.micro_batch)
+            return pieces, *placing.place_whole_micro_batches(who, self._bitwise, size, samples, position, error)
+        if self._lockstep is not None:
+            read, error = self._attempt(lambda: list(pieces)) if error is None else (None, error)
+            stands_in = self._accumulator.stands_in
+            pieces = placing.as_many_as_the_others(self._lockstep, read or [], error, stands_in, self._axis)
+        if self._per_worker is not None:
+            found, begin = placing.place_workers(who, self._per_worker.workers, samples, position, error, edges)
+            self._cutting.edges = found
+            first = own_workers(who, self._per_worker.workers).start
+            return by_worker(pieces, found, first, self._per_worker.worker, self._axis), begin, 1
+        if who.size == 1:
+            return pieces, position or 0, samples or 1
+        if self._passes.places or (position is not None and not self._half):
+            return pieces, position, 1
+        return pieces, *placing.place(who, samples, position, error)
 
     def fit(self, batch: Any, samples: int) -> int | None:
         """Find the micro-batch that "auto" takes for batches like this one; every process calls it.
@@ -317,7 +316,7 @@ class Step:
             The least that a process found; None where all of its part may be taken at once in every process.
         """
         self._found_together = True
-        if self._world is not None:  # of a model that is split, a process alone can try nothing
+        if self._in_parts:  # with parts of a model a process alone can try nothing
             return None
         found = self._finder.find(batch, samples, measure=True) if self.size.automatic and samples else 0
         limits = self._processes.exchange(found if 0 < found < samples else 0)
@@ -328,7 +327,7 @@ class Step:
 
     def _find(self, batch: Any) -> None:
         """Find the micro-batch for such a batch: with the other processes the first time, by the plan later."""
-        if self._found_together and (not self.size.automatic or self._world is not None):
+        if self._found_together and (not self.size.automatic or self._in_parts):
             return
         samples = 0
         if not isinstance(batch, MicroBatches):
@@ -543,9 +542,14 @@ class Step:
             raise
 
     @property
+    def _in_parts(self) -> bool:
+        """Whether a process cannot run the model by itself."""
+        return self._world is not None or self._stages is not None
+
+    @property
     def _redoes(self) -> bool:
         """Whether a window that ran out of memory is made again: not where processes or workers have states of it."""
-        return self._world is None and self._per_worker is None
+        return not self._in_parts and self._per_worker is None
 
     def _is_short(self, error: Exception) -> bool:
         """Whether memory ran out while the window was under way."""
@@ -557,63 +561,6 @@ class Step:
         redo.forget(error)
         redo.free()
         return self._finder.too_large(*running, left_by_limits())
-
-    def _in_lockstep(self, pieces: Iterator[Piece], samples: int | None, error: Exception | None) -> list[Piece]:
-        """This process's pieces, and what makes them as many as those of the process that has most.
-
-        Where passes wait for each other every process has to make as many: one that has fewer samples goes on with
-        one sample of another process, which is none of the batch's (0 samples). That takes an exchange, always; the
-        pieces are read before it, so that an error of the data is everybody's.
-        """
-        assert self._lockstep is not None
-        own: list[Piece] = []
-        if error is None:
-            read, error = self._attempt(lambda: list(pieces))
-            own = read or []
-        counts = self._lockstep.exchange(_FAILED if error is not None else len(own))
-        if _FAILED in counts:
-            raise_together(self._lockstep, error)
-        if len(set(counts)) == 1 or not self._accumulator.stands_in:
-            return own
-        giver = next(rank for rank, count in enumerate(counts) if count)
-        gives = giver == self._lockstep.rank
-        example = tree.cut(own[0][2], 0, 1, own[0][1], self._axis) if gives else None
-        example = self._lockstep.gather(example)[giver]
-        end = own[-1][0] + own[-1][1] if own else 0
-        return own + [(end, 0, example)] * (max(counts) - len(own))
-
-    def _place(
-        self, samples: int | None, position: int | None, error: Exception | None, edges: tuple[int, ...] | None
-    ) -> tuple[int | None, int]:
-        """This process's place in the whole batch (None: unknown), and the samples of the whole batch, nominally.
-
-        Without ``position`` that takes an exchange of counts, always: one on a condition would deadlock.
-        """
-        if self._per_worker is not None:
-            return self._place_workers(samples, position, error, edges), 1
-        if self._processes.size == 1:
-            return position or 0, samples or 1
-        if self._passes.places or (position is not None and not self._half):
-            return position, 1
-        counts = self._processes.exchange(_FAILED if error is not None else _UNKNOWN if samples is None else samples)
-        if _FAILED in counts:
-            raise_together(self._processes, error)
-        before = None if _UNKNOWN in counts else sum(counts[: self._processes.rank])
-        return before if position is None else position, max(1, sum(count for count in counts if count > 0))
-
-    def _place_workers(
-        self, samples: int | None, position: int | None, error: Exception | None, edges: tuple[int, ...] | None
-    ) -> int:
-        """This process's place, and where its logical workers' parts are: as ``edges`` says, or by an exchange."""
-        assert self._per_worker is not None
-        if edges is not None and position is not None:
-            self._cutting.edges = edges
-            return position
-        given = samples if error is None else FAILED
-        self._cutting.edges, place, _ = agree_on_edges(self._processes, self._per_worker.workers, given)
-        if not self._cutting.edges:
-            raise_together(self._processes, error)
-        return place if position is None else position
 
     def _engine_of_workers(self, engine: Engine | None) -> PerWorker | None:
         """The engine, where it treats each logical worker's gradient by itself."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from wholebatch import models
 from wholebatch.core.errors import InputError
+from wholebatch.parallel import balance
 from wholebatch.parallel.balance import balanced, crossing_bytes, measured_cuts
 from wholebatch.parallel.traced import Traced
 
@@ -99,11 +101,29 @@ def test_costs_are_balanced() -> None:
         assert largest(found) == min(map(largest, itertools.combinations(range(1, parts), groups - 1)))
 
 
-def test_cuts_follow_the_measured_cost() -> None:
-    wide = nn.Sequential(nn.Linear(4, 900), nn.Linear(900, 900), nn.Linear(900, 900), *(nn.Tanh() for _ in range(6)))
-    traced = Traced(wide, (torch.randn(64, 4),), {})
+class Takes(nn.Module):
+    """So many seconds, by a clock of its own."""
+
+    clock = 0.0
+
+    def __init__(self, seconds: float, width: int) -> None:
+        super().__init__()
+        self.linear, self.seconds = nn.LazyLinear(width), seconds
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        Takes.clock += self.seconds
+        return self.linear(x)
+
+
+def test_cuts_follow_the_measured_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(balance, "time", SimpleNamespace(perf_counter=lambda: Takes.clock))
+    widths = {3: 1.0, 90: 4.0, 7: 4.0, 5: 1.0, 6: 1.0, 4: 1.0}
+    model = nn.Sequential(*(Takes(seconds, width) for width, seconds in widths.items()))
+    model(torch.randn(2, 4))
+    traced = Traced(model, (torch.randn(64, 4),), {})
     assert measured_cuts(traced, traced.values((torch.randn(64, 4),), {}), 2) == ["2"]
-    assert crossing_bytes(wide, torch.randn(2, 4), 2) == 900 * 4
+    assert measured_cuts(traced, traced.values((torch.randn(64, 4),), {}), 3) == ["2", "3"]
+    assert crossing_bytes(model, torch.randn(2, 4), 2) == 90 * 4
 
 
 class Looks(nn.Module):
