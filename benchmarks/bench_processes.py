@@ -22,7 +22,7 @@ PROCESSES = 2
 ROUNDS = 15
 STEPS = 4
 EXCHANGES = 200
-WARM = 33  # steps: the noise scale is measured in every one of the first 32, in one of four of those after them
+WARM = 33  # steps: the noise scale is measured in every one of the first 12, in one of sixteen of those after them
 
 
 def convolutional() -> tuple[nn.Module, tuple[Tensor, Tensor]]:

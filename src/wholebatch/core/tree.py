@@ -118,6 +118,20 @@ def count(batch: Any, axis: Axis = 0) -> int:
     return samples
 
 
+def cut_up(batch: Any, bounds: Sequence[tuple[int, int]], samples: int, axis: Axis = 0) -> Iterator[Any]:
+    """Yield the parts of ``batch`` from each start to each stop, which follow each other; see :func:`cut`.
+
+    >>> [part.tolist() for part, in cut_up((torch.arange(5),), [(0, 2), (2, 5)], 5)]
+    [[0, 1], [2, 3, 4]]
+    """
+    if axis == 0 and type(batch) is tuple and all(isinstance(part, Tensor) and part.ndim for part in batch):
+        for start, stop in bounds:  # the usual one, in short; views of a split could not be changed in place by a model
+            yield tuple([part[start:stop] for part in batch])
+        return
+    for start, stop in bounds:
+        yield cut(batch, start, stop, samples, axis)
+
+
 def cut(batch: Any, start: int, stop: int, samples: int, axis: Axis = 0) -> Any:
     """Return the samples ``start … stop`` of a batch of ``samples``; tensors are views.
 

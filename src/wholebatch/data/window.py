@@ -71,7 +71,7 @@ class Window:
     def __iter__(self) -> Iterator[Any]:
         cuts = self._cuts()
         if self._at_once and len(cuts) > 1:
-            pieces = _views(self._gather(0, self.samples), cuts, self.samples)
+            pieces = tree.cut_up(self._gather(0, self.samples), cuts, self.samples)
         else:
             pieces = (self._gather(start, stop) for start, stop in cuts)
         if self._finish is None:
@@ -93,11 +93,3 @@ class Window:
 
     def __repr__(self) -> str:
         return f"Window({self.samples} samples of epoch {self.epoch} in {len(self)} micro-batches)"
-
-
-def _views(batch: Any, cuts: list[tuple[int, int]], samples: int) -> Iterator[Any]:
-    """Cut ``batch`` into views; the usual tuple of tensors by one split per tensor."""
-    if type(batch) is tuple and all(isinstance(part, Tensor) and part.ndim for part in batch):
-        sizes = [stop - start for start, stop in cuts]
-        return zip(*[part.split(sizes) for part in batch], strict=True)
-    return (tree.cut(batch, start, stop, samples) for start, stop in cuts)

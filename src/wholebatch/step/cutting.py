@@ -88,9 +88,8 @@ class Cutting:
         found = self._size.cuts(batch, samples, single, ignored, norms.align)
         if len(found) > 1:
             norms.refuse_cut(found[0][1], samples)
-        for first, stop in found:
-            whole = stop - first == samples
-            piece = batch if whole else tree.cut(batch, first, stop, samples, self._axis)
+        parts = tree.cut_up(batch, found, samples, self._axis) if len(found) > 1 else (batch,)
+        for (first, stop), piece in zip(found, parts, strict=True):
             yield start + first, stop - first, piece
 
     def _pieces_of_window(self, window: MicroBatches, met: Callable[[Any], None]) -> Iterator[Piece]:

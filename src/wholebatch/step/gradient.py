@@ -254,7 +254,7 @@ class GradientAccumulator:
         if not math.isfinite(total):
             raise InputError(f"the weights of {where} add up to {total}; every weight must be finite")
         gradients = gradients_of(parameters)
-        parts = [local(gradient) for gradient in gradients]
+        parts = gradients if self._engine.world is None else [local(gradient) for gradient in gradients]
         skipped = total == 0
         finite = skipped or divide_(parts, total * self._scale, check=nonfinite != "allow")
         norm: Tensor | None = None

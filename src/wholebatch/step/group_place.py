@@ -48,6 +48,8 @@ class Place:
     @property
     def layers(self) -> list[tuple[str, GroupedNorm]]:
         """The grouped layers that look at their batch now: in training mode, or without running statistics."""
+        if not self._found:
+            return []
         found = [(name, module) for name, module in self._found if isinstance(module, GroupedNorm)]
         return [(name, module) for name, module in found if module.training or module.running_mean is None]
 
@@ -55,6 +57,11 @@ class Place:
     def align(self) -> int:
         """What cuts have to be multiples of: 1 where they may be anywhere."""
         return math.lcm(*(module.group for _, module in self.layers if module.group is not None))
+
+    @property
+    def any(self) -> bool:
+        """Whether the model has batch norms, which may be grouped ones in some window."""
+        return bool(self._found)
 
     def whole(self) -> str | None:
         """The name of a layer that takes the whole batch as one group; None where there is none."""

@@ -76,10 +76,14 @@ class Beginning:
         """For copies and pickles: what was kept stays with the original."""
         return {**vars(self), "_kept": [], "_generators": None}
 
-    def keep(self) -> None:
-        """Keep them as they are now."""
-        on_gpu = None if self._cuda is None else torch.cuda.get_rng_state(self._cuda)
-        self._generators = torch.default_generator.get_state(), on_gpu
+    def keep(self, generators: bool = True) -> None:
+        """Keep them as they are now; without ``generators`` somebody else gives those back."""
+        self._generators = None
+        if generators:
+            on_gpu = None if self._cuda is None else torch.cuda.get_rng_state(self._cuda)
+            self._generators = torch.default_generator.get_state(), on_gpu
+        if not self._kept and not any(self._owners):
+            return  # no buffers
         before = {(id(owner), name): rest for owner, name, *rest in self._kept}
         self._kept = []
         for owner in self._owners:
@@ -89,10 +93,10 @@ class Beginning:
 
     def put_back(self) -> None:
         """Make them what they were."""
-        assert self._generators is not None
-        torch.default_generator.set_state(self._generators[0])
-        if self._cuda is not None and self._generators[1] is not None:
-            torch.cuda.set_rng_state(self._generators[1], self._cuda)
+        if self._generators is not None:
+            torch.default_generator.set_state(self._generators[0])
+            if self._cuda is not None and self._generators[1] is not None:
+                torch.cuda.set_rng_state(self._generators[1], self._cuda)
         with torch.no_grad():
             for owner, name, tensor, copy, _ in self._kept:
                 owner[name] = tensor

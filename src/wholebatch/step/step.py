@@ -190,7 +190,8 @@ class Step:
     def _call(self, batch: Any, position: int | None) -> StepReport:
         self._find(batch)
         if self._redoes:
-            self._beginning.keep()
+            # of a batch that is no window nothing draws but what keyed draws give back
+            self._beginning.keep(generators=self._passes.draws is None or isinstance(batch, MicroBatches))
         self._passes.watched = 0
         if self._bitwise is not None:
             self._bitwise.again = False

@@ -25,8 +25,8 @@ from wholebatch.core.errors import InputError
 
 DECAY = 0.99  # per measured step: the sums are of about the last hundred of them
 LEAST = 10  # measured steps until there is something to say
-EVERY_ONE = 32  # steps at the beginning that are all measured
-EVERY = 4  # of those after them one in so many: norms cost a small model more than 2 % of a step
+EVERY_ONE = 12  # steps at the beginning that are all measured
+EVERY = 16  # of those after them one in so many: norms cost a small model more than 2 % of a step
 _AT_ONCE = 256  # norms that wait on the device before they are read together
 _SUMS = ("steps", "v", "t", "g", "vv", "vt", "vg", "tt", "tg", "gg")
 
@@ -83,7 +83,7 @@ class NoiseScale:
 
     @property
     def due(self) -> bool:
-        """Whether the present step is to be measured: the first ones are, and every fourth one after them."""
+        """Whether the present step is to be measured: the first ones are, and one of sixteen after them."""
         return self.windows < EVERY_ONE or self.windows % EVERY == 0
 
     @property

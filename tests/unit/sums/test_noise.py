@@ -111,9 +111,9 @@ def test_a_state_goes_on_as_if_nothing_had_been() -> None:
         second.load_state_dict({"decay": 1})
 
 
-def test_the_first_steps_are_measured_and_then_every_fourth() -> None:
+def test_the_first_steps_are_measured_and_then_one_of_sixteen() -> None:
     noise, due = NoiseScale(), []
     for _ in range(48):
         due.append(noise.due)
         noise.windows += 1
-    assert due == [True] * 32 + [True, False, False, False] * 4
+    assert due == [True] * 12 + [False] * 4 + [True, *[False] * 15] * 2
