@@ -19,7 +19,7 @@ from wholebatch.core.processes import current
 from wholebatch.step.over_processes import Totals, add_totals
 
 PROCESSES = 2
-ROUNDS = 15
+ROUNDS = 24
 STEPS = 4
 EXCHANGES = 200
 WARM = 33  # steps: the noise scale is measured in every one of the first 12, in one of sixteen of those after them
@@ -54,7 +54,7 @@ def _ours(make: Make, engine: str, rank: int) -> Callable[[], object]:
     torch.manual_seed(0)
     model, (x, y) = make()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-    step = wb.Step(model, optimizer, nn.CrossEntropyLoss(), engine=wb.parallel.engine(engine))
+    step = wb.Step(model, optimizer, nn.CrossEntropyLoss(), micro_batch=len(y), engine=wb.parallel.engine(engine))
     return lambda: step((x, y), position=rank * len(y))
 
 
@@ -73,13 +73,15 @@ def _bare(make: Make) -> Callable[[], object]:
 
 
 def _times(calls: dict[str, Callable[[], object]]) -> dict[str, list[float]]:
-    """Seconds per step of each, round by round, interleaved, when all are warm; the first round does not count."""
+    """Seconds per step of each, interleaved, in turns of who begins, when all are warm; the first round is left out."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for name, call in calls.items():
         for _ in range(1 if name == "bare" else WARM):
             call()
-    for _ in range(ROUNDS + 1):
-        for name, call in calls.items():
+    names = list(calls)
+    for turn in range(ROUNDS + 1):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            call = calls[name]
             distributed.barrier()
             begun = time.perf_counter()
             for _ in range(STEPS):
@@ -106,11 +108,9 @@ def _measure(rank: int, folder: str) -> None:
     for name, make in MODELS.items():
         times = _times({**{engine: _ours(make, engine, rank) for engine in ENGINES}, "bare": _bare(make)})
         exchange = _exchange()
-        ratios[name] = {
-            engine: statistics.median(ours / bare for ours, bare in zip(times[engine], times["bare"], strict=True))
-            for engine in ENGINES
-        }
-        ratios[name]["exchange"] = exchange / statistics.median(times["bare"])
+        bare = statistics.median(times["bare"])
+        ratios[name] = {engine: statistics.median(times[engine]) / bare for engine in ENGINES}
+        ratios[name]["exchange"] = exchange / bare
     if rank == 0:
         Path(folder, "ratios").write_text(repr(ratios))
     time.sleep(0.05)

@@ -1,12 +1,14 @@
 """How large the micro-batches are: a number, "auto", or a budget of tokens; and smaller after memory ran out.
 
 "auto" takes the largest micro-batch that fits by the plan into a share of the memory that is left, tries smaller ones
-on the first batch, and prefers the smallest whose throughput is within 3 % of the best: a larger one that is not
-faster only costs memory. What is tried changes nothing: no gradient, draw or buffer of it stays.
+on the first batch, and prefers the smallest whose throughput, the adding up of its gradient included, is within 3 % of
+the best: a larger one that is not faster only costs memory. What is tried changes nothing: no gradient, draw or buffer
+of it stays.
 """
 
 from __future__ import annotations
 
+import itertools
 import time
 import warnings
 from collections.abc import Callable
@@ -236,13 +238,13 @@ class Finder:
             return self._least
 
     def _measured(self, batch: Any, given: int, limit: int, samples: int, planned: Plan | None) -> int:
-        fits = (lambda size: True) if planned is not None else _Growth(self._device, self._room()).fits
+        fits = None if planned is not None else _Growth(self._device, self._room()).fits
 
         def seconds(size: int) -> float:
             piece = self._cut(batch, size) if size <= given else _repeated(batch, given, size)
             self._wait()
             begun = time.perf_counter()
-            self._passes.rehearse(piece, size)
+            self._passes.rehearse(piece, size, adds=size < samples)
             self._wait()
             return time.perf_counter() - begun
 
@@ -263,40 +265,49 @@ def prefer(
     seconds: Callable[[int], float],
     limit: int,
     budget: int,
-    fits: Callable[[int], bool] = lambda size: True,
+    fits: Callable[[int], bool] | None = None,
     least: int = 1,
 ) -> int:
     """Return the smallest micro-batch up to ``limit`` whose throughput is within 3 % of the best that is seen.
 
-    Sizes are tried upward, each twice (the first time warms it up), until two in a row are no faster, memory runs out,
-    or ``budget`` samples are spent.
+    Sizes are tried downward, the largest twice since the first time is not like those after it, until one is slower or
+    ``budget`` samples are spent. Small ones take too short a time to be measured well, and are not come to by chance.
 
     Args:
         seconds: how long a micro-batch of a size takes.
         limit: the largest size.
         budget: of samples, over all that is tried.
-        fits: whether a size may be tried; no larger one is, where not.
+        fits: whether a size may be tried; no larger one is, where not. Sizes are tried upward first, then.
         least: the smallest size.
     """
+    sizes = sorted({max(least, limit * part // SMALLEST) for part in (1, 2, 4, 8, 16, 32, 64)})
     rates: dict[int, float] = {}
-    spent, slower = 0, 0
-    for size in sorted({max(least, limit * part // SMALLEST) for part in (1, 2, 4, 8, 16, 32, 64)}):
-        if not fits(size) or spent + size > budget:
-            break
-        best = max(rates.values(), default=0.0)
+    spent = 0
+
+    def runs(size: int) -> bool:
+        nonlocal spent
+        if spent + size > budget:
+            return False
+        spent += size
         try:
-            for _ in range(2):
-                if spent + size <= budget:
-                    spent += size
-                    rates[size] = max(rates.get(size, 0.0), size / max(seconds(size), 1e-9))
+            rates[size] = max(rates.get(size, 0.0), size / max(seconds(size), 1e-9))
         except (torch.OutOfMemoryError, MemoryError):
-            rates.pop(size, None)
+            return False
+        return True
+
+    if fits is not None:
+        climbed = list(itertools.takewhile(lambda size: fits(size) and runs(size), sizes))
+        sizes = climbed or [least]
+    warm = next((size for size in reversed(sizes) if size in rates or runs(size)), least)
+    best, chosen = 0.0, warm
+    for size in reversed([size for size in sizes if size <= warm]):
+        if not runs(size) and size not in rates:
             break
-        slower = slower + 1 if rates[size] * CLOSE < best else 0
-        if slower == 2:
+        best = max(best, rates[size])
+        if rates[size] < CLOSE * best:
             break
-    enough = CLOSE * max(rates.values(), default=0.0)
-    return min((size for size, rate in rates.items() if rate >= enough), default=least)
+        chosen = size
+    return chosen
 
 
 class _Growth:

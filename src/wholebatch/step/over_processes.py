@@ -22,6 +22,8 @@ from wholebatch.step.redo import RanOut
 
 # Gradients travel in buckets of this size: while one is under way the next is gathered.
 BUCKET_BYTES = 8 << 20
+# One as large as this travels by itself, from where it is: gathering it would cost more than a collective does.
+ALONE_BYTES = 1 << 20
 
 _FLAGS = {"none": 0.0, "dense": 1.0, "sparse": 1.0}  # a sparse one adds the number of processes, so that sums tell
 
@@ -138,11 +140,13 @@ def _zeros(parameter: Tensor, kind: str) -> Tensor:
 
 
 def _buckets(gradients: Sequence[Tensor]) -> list[list[Tensor]]:
-    """Group gradients of one dtype and device, in order, into buckets."""
-    buckets: list[list[Tensor]] = []
+    """Group gradients of one dtype and device, in order, into buckets; large ones first, each by itself."""
+    buckets = [[gradient] for gradient in gradients if gradient.nbytes >= ALONE_BYTES]
     sizes: dict[tuple[torch.dtype, torch.device], tuple[list[Tensor], int]] = {}
     for gradient in gradients:
-        kind, size = (gradient.dtype, gradient.device), gradient.numel() * gradient.element_size()
+        kind, size = (gradient.dtype, gradient.device), gradient.nbytes
+        if size >= ALONE_BYTES:
+            continue
         bucket, filled = sizes.get(kind, ([], BUCKET_BYTES))
         if filled + size > BUCKET_BYTES:
             bucket, filled = [], 0

@@ -228,12 +228,21 @@ class Passes:
         with torch.random.fork_rng(devices=devices):
             self._probe(piece, samples, first, stop)
 
-    def rehearse(self, piece: Any, samples: int) -> None:
-        """Run forward and backward of a micro-batch that belongs to no window; nothing of it stays."""
+    def rehearse(self, piece: Any, samples: int, adds: bool = False) -> None:
+        """Run forward and backward of a micro-batch that belongs to no window; nothing of it stays.
+
+        Args:
+            piece: the micro-batch.
+            samples: of it.
+            adds: whether its gradient is one of several, which are added up.
+        """
         with self._without_trace(samples, piece):
             total = self._total(piece, samples)
             parameters = [p for p in self.model.parameters() if p.requires_grad]
-            torch.autograd.grad(total, parameters, allow_unused=True)
+            found = torch.autograd.grad(total, parameters, allow_unused=True)
+            dense = [gradient for gradient in found if gradient is not None and not gradient.is_sparse]
+            if adds and dense:
+                torch._foreach_add_(dense, dense)  # takes what adding them to those of others does, and no memory
 
     def kept_bytes(self, piece: Any, samples: int) -> int:
         """The bytes that autograd keeps of a forward with this micro-batch, parameters apart; nothing of it stays."""
