@@ -36,8 +36,8 @@ from wholebatch.schedule.piecewise import end_of
 from wholebatch.step import Step
 from wholebatch.step.costs import Cost
 from wholebatch.step.engine import HasStages
-from wholebatch.step.gradient import check_model, check_optimizer
 from wholebatch.step.losses import FunctionLoss, bind
+from wholebatch.step.options import check_model, check_optimizer
 from wholebatch.step.parts import split_of
 from wholebatch.step.pinned import pinned
 from wholebatch.step.recompute import recomputed

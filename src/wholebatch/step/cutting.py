@@ -31,7 +31,7 @@ class Cutting:
     def __init__(
         self, loss: LossCall, axis: tree.Axis, size: MicroBatchSize, passes: Passes, ahead: bool = False
     ) -> None:
-        self._loss, self._axis, self._size, self._passes, self._ahead = loss, axis, size, passes, ahead
+        self._loss, self._axis, self.size, self._passes, self._ahead = loss, axis, size, passes, ahead
         self.edges: tuple[int, ...] = ()
         """Where the parts of this process's logical workers are, where there are any."""
 
@@ -69,7 +69,7 @@ class Cutting:
     def pieces(self, batch: Any, samples: int, start: int) -> Iterator[Piece]:
         """Yield the micro-batches of a batch whose first sample is at ``start`` of the window."""
         if self.edges[-1:] == (samples,):
-            size = self._size.of(batch, samples)
+            size = self.size.of(batch, samples)
             for first, stop in bounds_between(self.edges, size):  # each worker's alike, whoever has them
                 yield first, stop - first, tree.cut(batch, first, stop, samples, self._axis)
             return
@@ -85,7 +85,7 @@ class Cutting:
         norms = self._passes.norms
         single = bool(self._passes.promise.batch_norms)
         ignored = getattr(self._loss, "ignore_index", None)
-        found = self._size.cuts(batch, samples, single, ignored, norms.align)
+        found = self.size.cuts(batch, samples, single, ignored, norms.align)
         if len(found) > 1:
             norms.refuse_cut(found[0][1], samples)
         parts = tree.cut_up(batch, found, samples, self._axis) if len(found) > 1 else (batch,)
@@ -97,10 +97,10 @@ class Cutting:
         for piece in self._outside(window, met):
             piece = self._loss.cuttable(piece) if self._axis == 0 else piece
             samples = tree.count(piece, self._axis)
-            if self._size.exactly and samples and start % int(self._size.asked):
+            if self.size.exactly and samples and start % int(self.size.asked):
                 raise BatchError(
-                    f"a piece of the window begins at sample {start}, within a micro-batch of {self._size.asked}; "
-                    f"bitwise=True needs pieces of a multiple of {self._size.asked} samples, but for the last one"
+                    f"a piece of the window begins at sample {start}, within a micro-batch of {self.size.asked}; "
+                    f"bitwise=True needs pieces of a multiple of {self.size.asked} samples, but for the last one"
                 )
             yield from self.pieces(piece, samples, start)
             start += samples

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import math
-import numbers
 import weakref
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,18 +12,18 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from wholebatch.core import processes
-from wholebatch.core.errors import ConfigError, InputError, InputTypeError, LossError, NonFiniteError
+from wholebatch.core.errors import ConfigError, InputError, LossError, NonFiniteError
+from wholebatch.step.division import all_finite, clip_, divide_
 from wholebatch.step.engine import Engine, Flat, HasStages
 from wholebatch.step.logical import PerWorker
 from wholebatch.step.losses import weighted_sum
+from wholebatch.step.options import check_clip_norm, check_held, check_model, check_nonfinite, check_optimizer
 from wholebatch.step.over_processes import Totals
 from wholebatch.step.parts import agree, local
 from wholebatch.step.precision import step_in_own_dtype, sum_in_float32
 from wholebatch.step.reductions import Divisor
 from wholebatch.step.report import StepReport, gradients_of, norm_of
 from wholebatch.sums import NoiseScale
-
-NONFINITE = ("raise", "skip", "allow")
 
 
 class GradientAccumulator:
@@ -348,100 +345,3 @@ def _total(weights: Sequence[Divisor]) -> Divisor:
     tensors = [weight for weight in weights if isinstance(weight, Tensor)]
     total: Divisor = math.fsum(numbers)
     return total + torch.stack(tensors).sum(dtype=torch.float64) if tensors else total
-
-
-def _values(gradient: Tensor) -> Tensor:
-    return gradient.values() if gradient.is_sparse else gradient
-
-
-@functools.lru_cache(maxsize=64)
-def _scalar(value: float, device: torch.device) -> Tensor:
-    """A float32 scalar that nobody changes."""
-    with torch.inference_mode(False):
-        return torch.full((), value, dtype=torch.float32, device=device)
-
-
-def divide_(gradients: Sequence[Tensor], divisor: float, check: bool) -> bool:
-    """Divide all gradients in place; return whether they are finite (True where ``check`` is off).
-
-    A power of two is divided by in the same pass that looks for NaN and infinity, its product being exact.
-    """
-    mantissa, exponent = math.frexp(divisor)
-    power_of_two = mantissa == 0.5 and -100 < exponent < 100
-    plain: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
-    for gradient in gradients:
-        parts = _values(gradient)
-        plain.setdefault((parts.device, parts.dtype), []).append(parts)
-    finite = True
-    for (device, dtype), group in plain.items():
-        if check and not dtype.is_complex:
-            found = torch.zeros((), dtype=torch.float32, device=device)
-            scale = _scalar(2.0 ** (1 - exponent) if power_of_two else 1.0, device)
-            torch._amp_foreach_non_finite_check_and_unscale_(group, found, scale)
-            finite = finite and not found.item()
-            if power_of_two:
-                continue
-        elif check:
-            finite = finite and all_finite(group)
-        torch._foreach_div_(group, divisor)
-    return finite
-
-
-def all_finite(gradients: Iterable[Tensor]) -> bool:
-    """Return whether no gradient holds NaN or infinity."""
-    return all(bool(_values(g).isfinite().all()) for g in gradients)
-
-
-def clip_(gradients: Sequence[Tensor], clip_norm: float, norm: Tensor) -> None:
-    """Scale all gradients by ``min(1, clip_norm / (norm + 1e-6))``, as ``clip_grad_norm_`` does."""
-    coefficient = torch.clamp(clip_norm / (norm + 1e-6), max=1.0)
-    for gradient in gradients:
-        parts = _values(gradient)
-        parts.mul_(coefficient.to(parts.device))
-
-
-def check_model(model: Any, splits: bool = False) -> None:
-    """Refuse what is no module, and modules whose engine averages gradients itself, unless ours ``splits`` it."""
-    if not isinstance(model, nn.Module):
-        raise InputTypeError(f"model is a {type(model).__name__}; give a torch.nn.Module")
-    names = {kind.__name__ for module in model.modules() for kind in type(module).__mro__}
-    for wrapper in ("DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule"):
-        if wrapper in names and not (splits and wrapper == "FSDPModule"):
-            raise InputError(
-                f"the model is wrapped in {wrapper}, which averages gradients by itself, so that uneven parts "
-                "are summed wrongly; pass the bare model (model.module)"
-            )
-
-
-def check_optimizer(optimizer: Any) -> None:
-    """Refuse what is no optimizer, and optimizers that need a closure."""
-    if not isinstance(optimizer, Optimizer):
-        raise InputTypeError(f"optimizer is a {type(optimizer).__name__}; give a torch.optim.Optimizer")
-    closure = inspect.signature(optimizer.step).parameters.get("closure")
-    if closure is not None and closure.default is inspect.Parameter.empty:
-        raise InputTypeError(
-            f"{type(optimizer).__name__} needs a closure, since it evaluates the loss several times in a step; a "
-            "window of micro-batches is summed once. Use an optimizer that steps without one, such as SGD or AdamW"
-        )
-
-
-def check_held(optimizer: Optimizer, own: Container[int], what: str) -> None:
-    """Refuse an optimizer that holds a parameter whose id is not in ``own``; ``what`` says the repair."""
-    for number, group in enumerate(optimizer.param_groups):
-        for parameter in group["params"]:
-            if id(parameter) not in own:
-                raise InputError(
-                    f"the optimizer's group {number} holds a parameter of shape {tuple(parameter.shape)} that {what}"
-                )
-
-
-def check_clip_norm(clip_norm: Any) -> None:
-    """Refuse a norm to clip to that is not a positive number."""
-    if clip_norm is not None and not (isinstance(clip_norm, numbers.Real) and float(clip_norm) > 0):
-        raise ConfigError(f"clip_norm={clip_norm!r}; expected a positive number, or None for no clipping")
-
-
-def check_nonfinite(nonfinite: Any) -> None:
-    """Refuse an unknown policy."""
-    if nonfinite not in NONFINITE:
-        raise ConfigError(f"nonfinite={nonfinite!r}; expected one of {', '.join(NONFINITE)}")

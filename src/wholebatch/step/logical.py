@@ -15,6 +15,7 @@ from wholebatch.core.cuts import parts, worker_edges
 from wholebatch.core.errors import InputError
 from wholebatch.core.processes import Processes
 from wholebatch.step.engine import Engine
+from wholebatch.step.losses import LossCall
 
 FAILED = -2  # in place of a number of samples
 
@@ -122,6 +123,19 @@ def by_worker(
             whole = end - begin == samples
             yield begin, end - begin, piece if whole else tree.cut(piece, begin - start, end - start, samples, axis)
             begin = end
+
+
+def per_worker_of(engine: Any, loss: LossCall, align: int, half: bool) -> PerWorker | None:
+    """Return the engine, where it treats each logical worker's gradient by itself.
+
+    Raises:
+        InputError: a step cannot be made of what each does by itself; the message says why.
+    """
+    if not isinstance(engine, PerWorker):
+        return None
+    refuse_for_workers(engine.mode, loss.coupled, align, half)
+    engine.fixed_weight = loss.whole_weight
+    return engine
 
 
 def refuse_for_workers(mode: str, coupled: bool, align: int, half: bool) -> None:

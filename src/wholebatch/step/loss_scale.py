@@ -7,7 +7,12 @@ overflowed. It is halved when a gradient overflows, which skips that step, and d
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
+
+from wholebatch.core.errors import NonFiniteError
+from wholebatch.step.report import StepReport
 
 _GROWS_AFTER = 2000
 _SMALLEST, _LARGEST = 2.0**-24, 2.0**40
@@ -37,6 +42,24 @@ class LossScale:
             return False
         self.value, self.good = self.value / 2, 0
         return True
+
+    def follow(self, report: StepReport, nonfinite: str, blame: Callable[[], str]) -> None:
+        """Fit the scale to what a step came to; what no scale can help is treated as anywhere.
+
+        Args:
+            report: of the step, which was skipped where a gradient was not finite.
+            nonfinite: what a NaN or infinity does.
+            blame: what is said of it.
+
+        Raises:
+            NonFiniteError: a gradient is not finite whatever the scale, and ``nonfinite`` is "raise".
+        """
+        if not report.skipped:
+            self.fitted()
+            return
+        helped = not report.weight or (math.isfinite(float(report.loss_sum)) and self.overflowed())
+        if not helped and nonfinite == "raise":
+            raise NonFiniteError(blame())
 
     def state_dict(self) -> dict[str, Any]:
         """Return the scale, and the steps since it changed."""

@@ -7,15 +7,15 @@ Precision Training").
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from wholebatch.core.errors import InputError
-from wholebatch.step.precision import is_half
+from wholebatch.step.precision import is_half, lower
 
 
 class Masters:
@@ -75,3 +75,13 @@ class Masters:
             raise InputError("the float32 weights of this state are of another model; make the step for the same model")
         for name, copy in state.items():
             self._copies[self._named[name]].copy_(copy)
+
+
+def lowered(modules: Sequence[nn.Module], optimizer: Optimizer) -> Masters:
+    """Make the first of ``modules`` bfloat16; return float32 copies of all that the optimizer holds, for it to move."""
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    named = {name: p for name, p in nn.ModuleList(modules).named_parameters() if id(p) in held}
+    masters = Masters(named, optimizer)
+    lower(modules[0])
+    masters.begin()
+    return masters

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,35 +12,38 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from wholebatch.core import processes, tree
-from wholebatch.core.errors import ConfigError, InputError, NonFiniteError, OutOfMemoryError
+from wholebatch.core.errors import ConfigError, InputError
 from wholebatch.core.processes import Processes
 from wholebatch.step import losses, placing, redo
-from wholebatch.step.available import left_by_limits
+from wholebatch.step.attempts import Attempts
 from wholebatch.step.bitwise import Bitwise, Moved
 from wholebatch.step.bitwise_options import check_bitwise, check_model_bitwise
 from wholebatch.step.costs import Cost
 from wholebatch.step.cutting import Cutting, Piece
 from wholebatch.step.engine import Engine, HasStages
-from wholebatch.step.gradient import (
-    GradientAccumulator,
+from wholebatch.step.fitting import Fitting
+from wholebatch.step.gradient import GradientAccumulator
+from wholebatch.step.logical import by_worker, own_workers, per_worker_of
+from wholebatch.step.loss_scale import LossScale
+from wholebatch.step.masters import lowered
+from wholebatch.step.micro_batch_size import Finder, MicroBatchSize
+from wholebatch.step.options import (
     check_clip_norm,
-    check_held,
     check_model,
     check_nonfinite,
     check_optimizer,
+    check_options,
+    check_split,
+    check_tokens,
+    parameters_beside,
+    scheduler_of,
 )
-from wholebatch.step.logical import PerWorker, by_worker, own_workers, refuse_for_workers
-from wholebatch.step.loss_scale import LossScale
-from wholebatch.step.masters import Masters
-from wholebatch.step.micro_batch_size import Finder, MicroBatchSize
-from wholebatch.step.options import check_options, check_split, check_tokens, scheduler_of
 from wholebatch.step.over_processes import same_start
 from wholebatch.step.parts import is_part
 from wholebatch.step.passes import Passes
 from wholebatch.step.pinned import check_workspace, pinned, pinned_facts
-from wholebatch.step.precision import lower
 from wholebatch.step.report import StepReport
-from wholebatch.step.window import MicroBatches, with_last
+from wholebatch.step.window import with_last
 from wholebatch.sums import NoiseScale
 
 
@@ -149,22 +151,34 @@ class Step:
             raise ConfigError("a WholeBatchLoss is not available in this version where the model is split like this")
         self._axis = batch_axis
         self._schedule = scheduler_of(schedule, optimizer)
-        self._others = self._check_parameters()
+        self._others = parameters_beside(optimizer, model, self._loss.module)
         self._groups = len(optimizer.param_groups)
         how = {"seed": seed, "keyed": dropout == "keyed", "precision": precision, "axis": batch_axis}
         self._stages = engine if isinstance(engine, HasStages) else None
         self._passes = self._passes_of(engine, how)
         self._scaling = LossScale() if precision == "fp16" else None
         self._half = self._scaling is not None or any(p.dtype is torch.float16 for p in model.parameters())
-        self._masters = self._lowered() if precision == "bf16-true" else None
+        modules = [model] if self._loss.module is None else [model, self._loss.module]
+        self._masters = lowered(modules, optimizer) if precision == "bf16-true" else None
+        if self._masters is not None:
+            self._accumulator.apply_by = self._masters.step
         self.size = MicroBatchSize(micro_batch, micro_batch_tokens, micro_batch_cost, exactly=bitwise)
         self._cutting = Cutting(self._loss, batch_axis, self.size, self._passes, ahead=self._lockstep is not None)
-        self._finder = Finder(model, optimizer, self._loss, self._passes, precision, batch_axis)
-        self._found_together = False
-        device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        modules = [model] if self._loss.module is None else [model, self._loss.module]
-        self._beginning = redo.Beginning(modules, device)
-        self._per_worker = self._engine_of_workers(engine)
+        self._per_worker = per_worker_of(engine, self._loss, self.align, self._half)
+        finder = Finder(model, optimizer, self._loss, self._passes, precision, batch_axis)
+        in_parts = self._world is not None or self._stages is not None
+        self._fitting = Fitting(self.size, finder, self._processes, self._loss, batch_axis, in_parts)
+        self._attempts = Attempts(
+            modules,
+            self._processes,
+            self._passes,
+            self._accumulator,
+            self._cutting,
+            finder,
+            self._bitwise,
+            redoes=not in_parts and self._per_worker is None,
+            travels=self._processes.size > 1 or self._world is not None,
+        )
         copies = {} if self._masters is None else self._masters.state_dict()
         alike = [*model.named_parameters(), *model.named_buffers(), *self._of_loss(), *copies.items()]
         same_start(self._processes, [(name, tensor) for name, tensor in alike if not is_part(tensor)])
@@ -188,34 +202,11 @@ class Step:
             return self._call(batch, position)
 
     def _call(self, batch: Any, position: int | None) -> StepReport:
-        self._find(batch)
-        if self._redoes:
-            # of a batch that is no window nothing draws but what keyed draws give back
-            self._beginning.keep(generators=self._passes.draws is None or isinstance(batch, MicroBatches))
+        self._fitting.find(batch)
         self._passes.watched = 0
-        if self._bitwise is not None:
-            self._bitwise.again = False
-            batch = self._listed(batch) if isinstance(batch, MicroBatches) else batch
-        report: StepReport | None = None
-        while report is None:
-            said = ""
-            try:
-                report = self._window(batch, position)
-            except redo.RanOut as short:
-                said = str(short)
-            except Moved:
-                assert self._bitwise is not None
-                self._bitwise.again = True
-                self._beginning.put_back()
-                continue
-            finally:
-                running, self._passes.running = self._passes.running, None
-            if report is None:
-                samples = running[1] if running is not None else self.size.most
-                running = None  # a micro-batch need not be kept any longer
-                self._make_smaller(batch, samples if said else 0, said)
+        report = self._attempts.make(lambda listed: self._window(listed, position), batch, f"step {self.calls + 1}")
         if self._scaling is not None:
-            self._rescale(report)
+            self._scaling.follow(report, self.nonfinite, lambda: self._accumulator.blame(f"step {self.calls}"))
         if report.skipped:
             self.skipped += 1
             self._passes.norms.forget()
@@ -235,13 +226,16 @@ class Step:
             RanOut: on every process, if memory ran out on any of them; nothing was applied.
         """
         self.size.most = self.size.widest = 0
-        cut, error = self._attempt(lambda: self._cutting.cut(batch, self._find))
+        cut, error = self._attempts.of(lambda: self._cutting.cut(batch, self._fitting.find))
         weight, samples, pieces = (None, 0, iter(())) if error is not None else cut
         if self._bitwise is not None:
             weight = None  # of each micro-batch by itself
         pieces, position, nominal = self._placed(pieces, samples, position, error, getattr(batch, "edges", None))
         if len(self.optimizer.param_groups) != self._groups:
-            self._others, self._groups = self._check_parameters(), len(self.optimizer.param_groups)
+            self._others, self._groups = (
+                parameters_beside(self.optimizer, self.model, self._loss.module),
+                len(self.optimizer.param_groups),
+            )
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         if self._scaling is not None:
             self._accumulator.loss_scale = self._scaling.value
@@ -252,7 +246,7 @@ class Step:
             if self._lockstep is not None:  # the others wait within the model: only this process's end can tell them
                 self._passes.run(marked, position, weight is None, samples)
             else:
-                _, error = self._attempt(lambda: self._passes.run(marked, position, weight is None, samples))
+                _, error = self._attempts.of(lambda: self._passes.run(marked, position, weight is None, samples))
         else:
             self._passes.norms.stay_away()
         if isinstance(error, redo.RanOut) and self._processes.size == 1:
@@ -273,14 +267,6 @@ class Step:
             self.calls -= 1
             raise
 
-    def _listed(self, window: MicroBatches) -> MicroBatches:
-        """The window as one that can be made again."""
-        listed, error = self._attempt(lambda: self._cutting.listed(window))
-        if error is not None:
-            return MicroBatches(_Broken(error), 0)
-        assert isinstance(listed, MicroBatches)
-        return listed
-
     def _placed(
         self, pieces: Iterator[Piece], samples: Any, position: int | None, error: Exception | None, edges: Any
     ) -> tuple[Iterator[Piece], int | None, int]:
@@ -290,7 +276,7 @@ class Step:
             size = int(self.micro_batch)
             return pieces, *placing.place_whole_micro_batches(who, self._bitwise, size, samples, position, error)
         if self._lockstep is not None:
-            read, error = self._attempt(lambda: list(pieces)) if error is None else (None, error)
+            read, error = self._attempts.of(lambda: list(pieces)) if error is None else (None, error)
             stands_in = self._accumulator.stands_in
             pieces = placing.as_many_as_the_others(self._lockstep, read or [], error, stands_in, self._axis)
         if self._per_worker is not None:
@@ -316,48 +302,7 @@ class Step:
         Returns:
             The least that a process found; None where all of its part may be taken at once in every process.
         """
-        self._found_together = True
-        if self._in_parts:  # with parts of a model a process alone can try nothing
-            return None
-        found = self._finder.find(batch, samples, measure=True) if self.size.automatic and samples else 0
-        limits = self._processes.exchange(found if 0 < found < samples else 0)
-        least = min((limit for limit in limits if limit), default=None)
-        if self.size.automatic and batch is not None:
-            self.size.choose(batch, samples, least)
-        return least
-
-    def _find(self, batch: Any) -> None:
-        """Find the micro-batch for such a batch: with the other processes the first time, by the plan later."""
-        if self._found_together and (not self.size.automatic or self._in_parts):
-            return
-        samples = 0
-        if not isinstance(batch, MicroBatches):
-            with contextlib.suppress(Exception):  # the window itself says what is wrong
-                batch = self._loss.cuttable(batch) if self._axis == 0 else batch
-                samples = tree.count(batch, self._axis)
-        if not self._found_together:
-            self.fit(batch if samples else None, samples)
-        elif samples and not self.size.known(batch, samples):
-            self.size.choose(batch, samples, self._finder.find(batch, samples, measure=False))
-
-    def _make_smaller(self, batch: Any, samples: int, said: str) -> None:
-        """Put everything back to the window's beginning; a smaller micro-batch for it and for the later ones."""
-        for parameter in self._accumulator.parameters:
-            parameter.grad = None
-        self._passes.norms.forget()
-        if self._bitwise is not None:
-            self._beginning.put_back()
-            raise OutOfMemoryError(
-                f"out of memory in step {self.calls + 1} with micro_batch={self.micro_batch}, which bitwise=True "
-                f"cannot make smaller, since the bits depend on it; name a smaller one: {said or 'on another process'}"
-            )
-        redo.free()
-        again = not isinstance(batch, MicroBatches) or batch.again
-        word = redo.Word(samples, max(1, self.size.most), self.size.widest <= self.align, again, said)
-        smaller = redo.agreed(self._processes, word, self.size.unit, f"step {self.calls + 1}", self.align)
-        if not self.size.shrink(smaller):
-            raise OutOfMemoryError(f"out of memory in step {self.calls + 1}, with samples that cost nothing: {said}")
-        self._beginning.put_back()
+        return self._fitting.together(batch, samples)
 
     def _passes_of(self, engine: Engine | None, how: dict[str, Any]) -> Any:
         """What runs the micro-batches."""
@@ -386,27 +331,6 @@ class Step:
             return
         for buffer in self.model.buffers():
             self._processes.copy_from_first_(buffer)
-
-    def _lowered(self) -> Masters:
-        """Make the model bfloat16, and let the optimizer move float32 copies."""
-        modules = [self.model] if self._loss.module is None else [self.model, self._loss.module]
-        held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
-        named = {name: p for name, p in nn.ModuleList(modules).named_parameters() if id(p) in held}
-        masters = Masters(named, self.optimizer)
-        lower(self.model)
-        masters.begin()
-        self._accumulator.apply_by = masters.step
-        return masters
-
-    def _rescale(self, report: StepReport) -> None:
-        """Fit the scale of a float16 loss; what no scale can help is treated as anywhere."""
-        assert self._scaling is not None
-        if not report.skipped:
-            self._scaling.fitted()
-            return
-        helped = not report.weight or (math.isfinite(float(report.loss_sum)) and self._scaling.overflowed())
-        if not helped and self.nonfinite == "raise":
-            raise NonFiniteError(self._accumulator.blame(f"step {self.calls}"))
 
     @property
     def loss_scale(self) -> float:
@@ -519,82 +443,6 @@ class Step:
 
     # several processes ------------------------------------------------------------------------------
 
-    def _attempt(self, work: Callable[[], Any]) -> tuple[Any, Exception | None]:
-        """What ``work`` returns; with several processes an error is kept, so that it can travel to all of them.
-
-        So is that memory ran out: the window can be made again, unless the model is split over processes.
-        """
-        try:
-            return work(), None
-        except Exception as error:
-            short = self._redoes and self._is_short(error)
-            if short:
-                said, whole = redo.forget(error), self._passes.norms.whole()
-                if whole is None:
-                    return None, redo.RanOut(said)
-                error = OutOfMemoryError(
-                    f"out of memory in step {self.calls + 1}: {said}. {whole} normalises the whole batch as one group "
-                    "(group=None), so that it cannot be cut; use wholebatch.convert_batchnorm(model, group=32)"
-                )
-            if self._processes.size > 1 or self._world is not None:
-                return None, error
-            if short:
-                raise error from None
-            raise
-
-    @property
-    def _in_parts(self) -> bool:
-        """Whether a process cannot run the model by itself."""
-        return self._world is not None or self._stages is not None
-
-    @property
-    def _redoes(self) -> bool:
-        """Whether a window that ran out of memory is made again: not where processes or workers have states of it."""
-        return not self._in_parts and self._per_worker is None
-
-    def _is_short(self, error: Exception) -> bool:
-        """Whether memory ran out while the window was under way."""
-        running: tuple[Any, int] | None = self._passes.running
-        if redo.ran_out(error):
-            return running is not None or self.size.most > 0
-        if running is None or not redo.may_be_short(error):
-            return False
-        redo.forget(error)
-        redo.free()
-        return self._finder.too_large(*running, left_by_limits())
-
-    def _engine_of_workers(self, engine: Engine | None) -> PerWorker | None:
-        """The engine, where it treats each logical worker's gradient by itself."""
-        if not isinstance(engine, PerWorker):
-            return None
-        refuse_for_workers(engine.mode, self._loss.coupled, self.align, self._half)
-        engine.fixed_weight = self._loss.whole_weight
-        return engine
-
     def _of_loss(self) -> list[tuple[str, Tensor]]:
         module = self._loss.module
         return [] if module is None else [(f"loss.{name}", tensor) for name, tensor in module.named_parameters()]
-
-    def _check_parameters(self) -> list[Tensor]:
-        """The parameters of model and loss that the optimizer does not hold; it may hold no others."""
-        own = {id(p): p for p in self.model.parameters()}
-        if self._loss.module is not None:
-            own.update({id(p): p for p in self._loss.module.parameters()})
-        check_held(
-            self.optimizer,
-            own,
-            "neither the model nor the loss has; its gradient would not be summed. Make the optimizer from this "
-            "model's parameters()",
-        )
-        held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
-        return [parameter for number, parameter in own.items() if number not in held]
-
-
-class _Broken:
-    """A window whose pieces could not be had; cutting it says why."""
-
-    def __init__(self, error: Exception) -> None:
-        self._error = error
-
-    def __iter__(self) -> Any:
-        raise self._error

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from wholebatch.core import processes
 from wholebatch.core.digest import sum_of_bits
 from wholebatch.core.errors import BatchError, InputError, InputTypeError, WrongStepError
-from wholebatch.step.gradient import check_clip_norm
+from wholebatch.step.options import check_clip_norm
 from wholebatch.verifying.borrow import Borrowed, random_state_kept, seed_alike
 from wholebatch.verifying.exact import Vector, Window, difference, exact_window, inner, norm, scaled
 from wholebatch.verifying.meaning import meaning

@@ -66,7 +66,7 @@ def test_the_smallest_within_three_percent_of_the_best() -> None:
 
 
 def test_at_most_three_steps_are_spent() -> None:
-    seconds, tried = measured({size: 1.0 for size in (1, 2, 4, 8, 16, 32, 64)})
+    seconds, tried = measured(dict.fromkeys((1, 2, 4, 8, 16, 32, 64), 1.0))
     assert prefer(seconds, 64, 3 * 64) == 1
     assert tried == [64, 64, 32, 16, 8, 4, 2, 1]
     for fits in (None, lambda size: True):
@@ -133,7 +133,7 @@ def test_what_is_tried_leaves_nothing(never_tiny: None, monkeypatch: pytest.Monk
         torch.manual_seed(7)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", wb.PromiseWarning)
-            step._find(batch())
+            step._fitting.find(batch())
         assert all(p.grad is None for p in m.parameters())
         results.append((copy.deepcopy(m.state_dict()), torch.rand(2), step.calls))
         if micro == "auto":
