@@ -155,7 +155,7 @@ def current(group: Any = None) -> Processes:
 
 def everyone(group: Any = None) -> Processes:
     """Return the processes of ``group``, or of torch.distributed's default group where one is initialised."""
-    if isinstance(group, Processes):
+    if group is not None and isinstance(group, Processes):
         return group
     if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size(group) > 1:
         return Group(group)

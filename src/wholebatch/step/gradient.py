@@ -60,8 +60,9 @@ class GradientAccumulator:
             raise ConfigError("group= and engine= are both given; an engine has its group: engine(…, group=group)")
         self._model = model
         self._engine = Flat(processes.current(group)) if engine is None else engine
-        self._stages = self._engine if isinstance(self._engine, HasStages) else None
-        self._per_worker = isinstance(self._engine, PerWorker)
+        # looking through a protocol takes longer than a micro-batch of a tiny model
+        self._stages = engine if engine is not None and isinstance(engine, HasStages) else None
+        self._per_worker = engine is not None and isinstance(engine, PerWorker)
         self.samples = 0
         self.noise = NoiseScale()
         self.parameters: list[Tensor] = []

@@ -131,7 +131,7 @@ def per_worker_of(engine: Any, loss: LossCall, align: int, half: bool) -> PerWor
     Raises:
         InputError: a step cannot be made of what each does by itself; the message says why.
     """
-    if not isinstance(engine, PerWorker):
+    if engine is None or not isinstance(engine, PerWorker):
         return None
     refuse_for_workers(engine.mode, loss.coupled, align, half)
     engine.fixed_weight = loss.whole_weight

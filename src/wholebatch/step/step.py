@@ -154,7 +154,7 @@ class Step:
         self._others = parameters_beside(optimizer, model, self._loss.module)
         self._groups = len(optimizer.param_groups)
         how = {"seed": seed, "keyed": dropout == "keyed", "precision": precision, "axis": batch_axis}
-        self._stages = engine if isinstance(engine, HasStages) else None
+        self._stages = engine if engine is not None and isinstance(engine, HasStages) else None
         self._passes = self._passes_of(engine, how)
         self._scaling = LossScale() if precision == "fp16" else None
         self._half = self._scaling is not None or any(p.dtype is torch.float16 for p in model.parameters())
@@ -306,9 +306,9 @@ class Step:
 
     def _passes_of(self, engine: Engine | None, how: dict[str, Any]) -> Any:
         """What runs the micro-batches."""
-        if isinstance(engine, HasStages):
+        if self._stages is not None:
             own = {"optimizer": self.optimizer, "micro_batch": self.micro_batch}
-            return engine.passes(self.model, self._loss, self._accumulator, **how, **own)
+            return self._stages.passes(self.model, self._loss, self._accumulator, **how, **own)
         more: dict[str, Any] = {"overlaps": self._looks_ahead, "bitwise": self._bitwise}
         return Passes(self.model, self._loss, self._accumulator, self._processes, **how, **more)
 
