@@ -18,7 +18,7 @@ import wholebatch as wb
 from wholebatch import models, saved
 from wholebatch.core.processes import Alone
 from wholebatch.step.engine import Flat
-from wholebatch.step.parts import whole
+from wholebatch.step.parts import whole, whole_model, whole_optimizer
 
 BAR = 1e-12
 # by processes: the long ones where two ways are combined
@@ -232,6 +232,23 @@ def test_a_run_goes_on_in_every_layout(world: Any, tmp_path: Path, kind: str, wa
     assert last == pytest.approx(measured, abs=1e-10)
     assert [record["step"] for record in history] == [record["step"] for record in records]
     assert [r["loss"] for r in history] == pytest.approx([r["loss"] for r in records], abs=1e-10)
+
+
+def of_whom(rank: int, size: int) -> Any:
+    model = engine_cases.seeded(Between)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    engine = wb.parallel.engine({"shard": size}, model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    kept = whole_model(model.state_dict(), model)
+    assert {name: value.shape for name, value in kept.items()} == {name: value.shape for name, value in before.items()}
+    same = rank == 0 and all(torch.equal(kept[name], before[name]) for name in before)
+    wb.Step(model, optimizer, nn.CrossEntropyLoss(), micro_batch=2, engine=engine)(batch((4,)))
+    momenta = [entry["momentum_buffer"] for entry in whole_optimizer(optimizer)["state"].values()]
+    return same, {value.device.type for value in kept.values()}, {value.device.type for value in momenta}
+
+
+def test_only_the_first_process_holds_the_whole(world: Any) -> None:
+    assert world(2, of_whom) == [(True, {"cpu"}, {"cpu"}), (False, {"meta"}, {"meta"})]
 
 
 # what goes wrong -------------------------------------------------------------------------------------

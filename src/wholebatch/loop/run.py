@@ -50,7 +50,8 @@ class Run:
     facts: dict[str, Any]
 
     def state(self, sums: dict[str, Any], *, with_history: bool = False) -> RunState:
-        """Return it as it is now; tensors are shared, but for those of a split model, which are made whole.
+        """Return it as it is now; tensors are shared, but for those of a split model, which are made whole,
+        on the first process (:func:`wholebatch.step.parts.whole_model`).
 
         All processes call it where the model is split (``step.split``).
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from wholebatch.core.processes import Processes
 
@@ -125,10 +125,17 @@ def part(tensor: Tensor, parameter: Tensor) -> Tensor:
     return distribute_tensor(tensor.to(mesh.device_type), mesh, placements, src_data_rank=None)
 
 
+def _kept(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """The whole tensor, whose content only the first process keeps; the others keep its shape and dtype."""
+    full = whole(tensor, parameter)
+    return full if not is_part(tensor) or distributed.get_rank() == 0 else full.to("meta")
+
+
 def whole_model(state: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
     """Return a model's state with whole tensors, one gathered after the other; all processes call it.
 
-    Peak memory is that of the whole state, on the CPU of every process.
+    Peak memory is that of the whole state on the first process's CPU, and of one tensor on the others', whose tensors
+    have no content (device "meta").
     """
     named = dict(model.named_parameters(remove_duplicate=False))
     known: dict[int, Tensor] = {}
@@ -138,7 +145,7 @@ def whole_model(state: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
             return value
         parameter = named[name]
         if id(parameter) not in known:  # tied weights stay one
-            known[id(parameter)] = whole(value, parameter)
+            known[id(parameter)] = _kept(value, parameter)
         return known[id(parameter)]
 
     return {name: one(name, value) for name, value in state.items()}
@@ -152,8 +159,8 @@ def split_model(state: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
 
 
 def whole_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Return an optimizer's state with whole tensors; all processes call it."""
-    return _mapped(optimizer, optimizer.state_dict(), whole)
+    """Likewise an optimizer's state."""
+    return _mapped(optimizer, optimizer.state_dict(), _kept)
 
 
 def split_optimizer(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
