@@ -232,10 +232,8 @@ class Step:
             weight = None  # of each micro-batch by itself
         pieces, position, nominal = self._placed(pieces, samples, position, error, getattr(batch, "edges", None))
         if len(self.optimizer.param_groups) != self._groups:
-            self._others, self._groups = (
-                parameters_beside(self.optimizer, self.model, self._loss.module),
-                len(self.optimizer.param_groups),
-            )
+            self._others = parameters_beside(self.optimizer, self.model, self._loss.module)
+            self._groups = len(self.optimizer.param_groups)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         if self._scaling is not None:
             self._accumulator.loss_scale = self._scaling.value
