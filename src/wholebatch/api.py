@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import math
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
@@ -19,32 +17,27 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from wholebatch import loop, saved
 from wholebatch import parallel as parallel_processes
-from wholebatch import schedule as schedules
-from wholebatch.checkpoint import Every, seconds_of
-from wholebatch.core.batch_sizes import BatchSizes
-from wholebatch.core.errors import ConfigError, InputError, nearest
-from wholebatch.core.processes import sharing_samples
+from wholebatch.core.device import device_for, device_of
+from wholebatch.core.errors import ConfigError
+from wholebatch.core.processes import Processes, sharing_samples
 from wholebatch.core.record import History, Observer, RunShape
 from wholebatch.core.url import location
-from wholebatch.data import BatchLoader, StreamLoader, as_loader
-from wholebatch.data.select import selection, with_selection
+from wholebatch.data import BatchLoader
 from wholebatch.display import RunFolder, choose
 from wholebatch.display.liveplot import LivePlot
 from wholebatch.loop import Metrics
-from wholebatch.loop.modes import begin_training, modes_given_back
-from wholebatch.schedule.piecewise import end_of
+from wholebatch.loop.evaluate import evaluation
+from wholebatch.loop.loaders import Loader, evaluation_loader, fitted, micro_batch_of, selecting, training_loader
+from wholebatch.loop.lr_schedule import attached_to, check_unit, warn_of_short_schedule
+from wholebatch.loop.metrics import ignored
+from wholebatch.parallel.choose import refuse_bitwise
 from wholebatch.step import Step
 from wholebatch.step.costs import Cost
-from wholebatch.step.engine import HasStages
-from wholebatch.step.losses import FunctionLoss, bind
-from wholebatch.step.options import check_model, check_optimizer
+from wholebatch.step.engine import Engine, HasStages
+from wholebatch.step.options import check_model
 from wholebatch.step.parts import split_of
 from wholebatch.step.pinned import pinned
 from wholebatch.step.recompute import recomputed
-
-_BATCH_SIZE = 512
-_PEEKED = 16  # samples that the micro-batch is found with
-_SHORT = 0.7  # of the training; a schedule that ends before was hardly meant so
 
 
 @parallel_processes.losses_named()
@@ -166,103 +159,53 @@ def train(
     >>> history.last("train")["step"]
     6
     """
-    every, limit = _when(run_dir, checkpoint_every, time_limit, resume)
+    every, limit = saved.when(run_dir, checkpoint_every, time_limit, resume)
     _check_counts(epochs=epochs, log_every=log_every, digest_every=digest_every, accumulation_steps=accumulation_steps)
-    if schedule_unit not in ("step", "epoch"):
-        hint = nearest(str(schedule_unit), ("step", "epoch"))
-        raise ConfigError(f"schedule_unit={schedule_unit!r}; expected 'step' or 'epoch'{hint}")
+    check_unit(schedule_unit)
     check_model(model)
     processes = parallel_processes.init()
-    loader = _loader(data, _sizes(batch_size, batch_size_unit), seed, shuffle=True, workers=workers)
-    micro_batch = _micro_batch(micro_batch, accumulation_steps, loader.batch_size)
+    loader = training_loader(data, batch_size, batch_size_unit, seed, workers)
+    micro_batch = micro_batch_of(micro_batch, accumulation_steps, loader.batch_size)
     where = device_for(device, model)
     model.to(where)
-    _refuse_bits_of_parts(bitwise, parallel)
-    engine = parallel_processes.engine(parallel, None if bitwise else model)  # "auto" is "flat" without a model
-    if isinstance(engine, HasStages):
-        loader.share(engine.samples)  # the stages of a pipeline have the same samples
-    made = optimizer if isinstance(optimizer, Optimizer) or not callable(optimizer) else optimizer(model.parameters())
-    parallel_processes.adopt(made, engine)
-    attached = _attached(schedule, made)
-    step = parallel_processes.step_for(parallel)(
-        model,
-        made,
-        loss,
-        micro_batch=micro_batch,
-        micro_batch_tokens=micro_batch_tokens,
-        micro_batch_cost=micro_batch_cost,
-        clip_norm=clip_norm,
-        precision=precision,
-        seed=seed,
-        schedule=None if schedule_unit == "epoch" else attached,
-        engine=engine,
-        bitwise=bitwise,
-        threads=threads,
-    )
-    at_once = loader.batch_size if micro_batch == "auto" else int(micro_batch)
-    at_once = min(processes.exchange(at_once or 0)) or None  # evaluation cuts alike everywhere; training need not
-    at_once = at_once * processes.size if bitwise and at_once else at_once  # one micro-batch for each process
-    tested = None if eval_data is None else _evaluation_loader(eval_data, at_once, workers)
-    for one in [loader, *([] if tested is None else [tested])]:
-        if step.processes is not processes and step.split:
-            one.share(step.processes)
-    own, named = copy.deepcopy(metrics), (inputs, targets)
-    cut = int(micro_batch) if bitwise else None
-    test = None if tested is None else _evaluation(model, tested, loss, own, where, *named, cut)
-    if test is not None:
-        test = _with_whole(step, test)
-    kept_somewhere = run_dir is not None or resume is not False
-    shared = kept_somewhere or processes.size > 1
-    facts = loop.facts_of(step, loader, loss, schedule, schedule_unit) if shared else {}
-    batch_rate = None if batch_lr_rule is None else loop.BatchRate(made, loader, batch_lr_rule)
-    facts |= {} if step.mode is None else {"parallel": step.mode}
-    facts |= {} if batch_rate is None else {"batch_lr_rule": batch_lr_rule}
-    more = {"epochs": epochs, "run_dir": kept_somewhere, "resume": str(resume), "log_every": log_every}
-    more |= {"digest_every": digest_every}
-    if digest_every is not None and (step.split or isinstance(engine, HasStages) or step.workers is not None):
-        raise ConfigError(f"digest_every={digest_every}: no process has the whole model's weights here; leave it out")
-    asked = {
-        **more,
-        "parallel": str(parallel),
-        "metrics": sorted(metrics) if isinstance(metrics, dict) else type(metrics).__name__,
-    }
-    loop.require_alike(processes, lambda: {**asked, **loop.facts_of_start(step, loader, tested), **facts})
-    place = run_dir.path if isinstance(run_dir, RunFolder) else run_dir
-    shape = _shape(loader, epochs, where, place, test is not None)
-    _warn_of_short_schedule(schedule, shape, schedule_unit)
+    cut = {"micro_batch": micro_batch, "micro_batch_tokens": micro_batch_tokens, "micro_batch_cost": micro_batch_cost}
+    how = {"precision": precision, "clip_norm": clip_norm, "seed": seed, "bitwise": bitwise, "threads": threads}
+    engine = _engine(parallel, model, loader, bitwise)
+    step, by_epoch = _step(parallel, engine, model, optimizer, loss, schedule, schedule_unit, {**cut, **how})
+    tested = _tested(eval_data, step, loader, workers, processes)
+    test = None if tested is None else _test(step, tested, metrics, loss, where, inputs, targets)
+    batch_rate = None if batch_lr_rule is None else loop.BatchRate(step.optimizer, loader, batch_lr_rule)
+    _refuse_digests(digest_every, step, engine)
+    records: dict[str, Any] = {"log_every": log_every, "digest_every": digest_every}
+    asked = {"epochs": epochs, "run_dir": run_dir is not None or resume is not False, "resume": str(resume), **records}
+    asked |= {"parallel": str(parallel), "metrics": _kind(metrics)}
+    facts = _agreed(processes, asked, step, loader, tested, loss, schedule, schedule_unit, batch_lr_rule)
+    shape = _shape(loader, epochs, where, run_dir, test is not None)
+    warn_of_short_schedule(schedule, shape, schedule_unit)
     shown = choose(sys.stdout) if display and processes.rank == 0 else Observer()  # one process prints and writes
     say = shown.message if display else None
     with (
-        pinned(step.threads, precision) if bitwise else nullcontext(),
-        sharing_samples(step.processes) if step.split else nullcontext(),
-        closing(loader),
-        closing(tested or loader),
-        nullcontext() if recompute is None else recomputed(model, recompute),
-        _selecting(loader, loss, inputs, targets),
+        _ready(step, loader, tested, recompute),
+        selecting(loader, loss, inputs, targets),
         saved.opened(run_dir, resume, resume_allow, processes, say) as (kept, beginning, told),
     ):
-        for plot in [one for one in observers if isinstance(one, LivePlot)]:
-            plot.join(shown, kept)
-        found = _fitted(step, loader, where)
-        if isinstance(tested, BatchLoader) and tested is not eval_data and found is not None:
-            tested.take_at_most(found)
-        at_once = found if micro_batch == "auto" else int(micro_batch)
+        seen = _watching(shown, kept, observers)
+        at_once = _at_once(step, loader, None if tested is eval_data else tested, where)
         history = loop.train(
             step,
             loader,
             replace(shape, micro_batch=at_once),
             micro_batch=at_once,
             device=where,
-            metrics=Metrics(copy.deepcopy(metrics), _ignored(loss)),
+            metrics=Metrics(copy.deepcopy(metrics), ignored(loss)),
             evaluate=test,
-            epoch_schedule=attached if schedule_unit == "epoch" else None,
-            log_every=log_every,
-            digest_every=digest_every,
-            observers=[shown, *([] if kept is None else [kept]), *observers],
+            epoch_schedule=by_epoch,
+            observers=seen,
             keeper=None if run_dir is None else saved.keeper(kept, processes, told, every=every, time_limit=limit),
             beginning=beginning,
             facts=facts,
             batch_rate=batch_rate,
+            **records,
         )
         step.gather()
         return history
@@ -308,144 +251,112 @@ def evaluate(
     """
     check_model(model, splits=True)
     parallel_processes.init()
-    own = next((p.device for p in model.parameters()), torch.device("cpu"))
-    where = own if device == "auto" else device_for(device, model)
+    where = device_of(model) if device == "auto" else device_for(device, model)
     if not split_of(model):
         model.to(where)
     split = split_of(model)
     with (
         nullcontext() if split is None else sharing_samples(split.samples),
-        closing(_evaluation_loader(data, batch_size, workers)) as loader,
+        closing(evaluation_loader(data, batch_size, workers)) as loader,
     ):
-        return _evaluation(model, loader, loss, metrics, where, inputs, targets)()
+        return evaluation(model, loader, metrics, loss, where, inputs=inputs, targets=targets)()
 
 
-def _with_whole(step: Step, evaluate: Callable[[], dict[str, float]]) -> Callable[[], dict[str, float]]:
-    """``evaluate``, with the whole model on every process for that while."""
+def _engine(parallel: Any, model: nn.Module, loader: Loader, bitwise: bool) -> Engine:
+    """What sums the gradients of the processes; ``loader`` learns which of them have the same samples."""
+    if bitwise:
+        refuse_bitwise(parallel)
+    engine = parallel_processes.engine(parallel, None if bitwise else model)  # "auto" is "flat" without a model
+    if isinstance(engine, HasStages):
+        loader.share(engine.samples)  # the stages of a pipeline have the same samples
+    return engine
+
+
+def _step(
+    parallel: Any,
+    engine: Engine,
+    model: nn.Module,
+    optimizer: Any,
+    loss: Any,
+    schedule: Any,
+    schedule_unit: str,
+    options: Mapping[str, Any],
+) -> tuple[Step, LRScheduler | None]:
+    """The step, with its optimizer and schedule; and the schedule where it counts epochs, which no step does."""
+    made = optimizer if isinstance(optimizer, Optimizer) or not callable(optimizer) else optimizer(model.parameters())
+    parallel_processes.adopt(made, engine)
+    attached = attached_to(made, schedule)
+    by_step, by_epoch = (None, attached) if schedule_unit == "epoch" else (attached, None)
+    make = parallel_processes.step_for(parallel)
+    return make(model, made, loss, schedule=by_step, engine=engine, **options), by_epoch
+
+
+def _tested(eval_data: Any, step: Step, loader: Loader, workers: int, processes: Processes) -> Loader | None:
+    """The loader of what is evaluated during training; both loaders learn who shares the samples of a split model."""
+    at_once = loader.batch_size if step.micro_batch == "auto" else int(step.micro_batch)
+    at_once = min(processes.exchange(at_once or 0)) or None  # evaluation cuts alike everywhere; training need not
+    at_once = at_once * processes.size if step.bitwise and at_once else at_once  # one micro-batch for each process
+    tested = None if eval_data is None else evaluation_loader(eval_data, at_once, workers)
+    if step.processes is not processes and step.split:
+        for one in (loader, tested):
+            if one is not None:
+                one.share(step.processes)
+    return tested
+
+
+def _test(
+    step: Step, tested: Loader, metrics: Any, loss: Any, device: torch.device, inputs: Any, targets: Any
+) -> Callable[[], dict[str, float]]:
+    """What evaluates during training, with metrics of its own, and the whole model on every process for that while."""
+    cut = int(step.micro_batch) if step.bitwise else None
+    own = copy.deepcopy(metrics)
+    evaluated = evaluation(step.model, tested, own, loss, device, inputs=inputs, targets=targets, micro_batch=cut)
 
     def run() -> dict[str, float]:
         with step.whole():
-            return evaluate()
+            return evaluated()
 
     return run
 
 
-def _when(
-    run_dir: Any, checkpoint_every: str | None, time_limit: float | str | None, resume: bool | str | Path
-) -> tuple[Every | None, float | None]:
-    """How often to save, and the seconds there are."""
-    every = None if checkpoint_every is None else Every(checkpoint_every)
-    limit = None if time_limit is None else seconds_of(time_limit)
-    asked = {
-        "checkpoint_every": checkpoint_every,
-        "time_limit": time_limit,
-        "resume": resume if resume is True else None,
-    }
-    for name, value in asked.items():
-        if value is not None and run_dir is None:
-            raise ConfigError(f"{name}={value!r} needs a folder for the checkpoints; say run_dir=")
-    return every, limit
-
-
-def _evaluation(
-    model: nn.Module,
-    loader: BatchLoader | StreamLoader,
-    loss: Any,
-    metrics: Any,
-    device: torch.device,
-    inputs: Any,
-    targets: Any,
-    micro_batch: int | None = None,
-) -> Callable[[], dict[str, float]]:
-    call, kept = None if loss is None else bind(loss), Metrics(metrics, _ignored(loss))
-
-    def run() -> dict[str, float]:
-        with _selecting(loader, loss, inputs, targets):
-            return loop.evaluate(model, loader, kept, call, device, micro_batch)
-
-    return run
-
-
-def _evaluation_loader(data: Any, batch_size: int | None, workers: int) -> BatchLoader | StreamLoader:
-    size = None if getattr(data, "batch_size", None) else batch_size
-    return _loader(data, size, 0, shuffle=False, workers=workers)
-
-
-def _sizes(batch_size: Any, unit: str) -> int | BatchSizes | None:
-    """The schedule of batch sizes, or the one there is."""
-    scheduled = isinstance(batch_size, Mapping) or callable(batch_size)
-    if not scheduled and unit != "epoch":
-        raise ConfigError(f"batch_size_unit={unit!r} is about a schedule of batch sizes; batch_size is {batch_size!r}")
-    return BatchSizes(batch_size, unit) if scheduled else batch_size
-
-
-def _loader(
-    data: Any, batch_size: int | BatchSizes | None, seed: int, shuffle: bool, workers: int
-) -> BatchLoader | StreamLoader:
-    own = batch_size is None and (isinstance(data, BatchLoader | StreamLoader) or getattr(data, "batch_size", None))
-    size = batch_size if own or batch_size is not None else _BATCH_SIZE
-    return as_loader(data, size, seed=seed, shuffle=shuffle, workers=workers)
+def _agreed(
+    processes: Processes, asked: Mapping[str, Any], step: Step, loader: Loader, tested: Loader | None, *settings: Any
+) -> dict[str, Any]:
+    """What the result depends on, and nothing where nobody asks; all processes were started alike, or all raise."""
+    facts = loop.facts_of(step, loader, *settings) if asked["run_dir"] or processes.size > 1 else {}
+    loop.require_alike(processes, lambda: {**asked, **loop.facts_of_start(step, loader, tested), **facts})
+    return facts
 
 
 @contextmanager
-def _selecting(loader: BatchLoader | StreamLoader, loss: Any, inputs: Any, targets: Any) -> Iterator[None]:
-    """Within the block the loader gives ``(inputs, *targets)`` where its batches are dicts and their keys are known."""
-    before = loader.transform
-    dataset = getattr(loader.dataset, "dataset", loader.dataset)  # a DataLoader holds its data set
-    if inputs is not None or targets is not None or (before is None and not _reads_dicts(loss)):
-        loader.transform = with_selection(before, selection(dataset, inputs, targets))
-    try:
+def _ready(step: Step, loader: Loader, tested: Loader | None, recompute: str | None) -> Iterator[None]:
+    """Within it everything is as training needs it; then no worker of a loader is left, and all is as it was."""
+    with (
+        pinned(step.threads, step.precision) if step.bitwise else nullcontext(),
+        sharing_samples(step.processes) if step.split else nullcontext(),
+        closing(loader),
+        closing(tested or loader),
+        nullcontext() if recompute is None else recomputed(step.model, recompute),
+    ):
         yield
-    finally:
-        loader.transform = before
 
 
-def _reads_dicts(loss: Any) -> bool:
-    return loss is not None and isinstance(bind(loss), FunctionLoss)
+def _watching(shown: Observer, kept: RunFolder | None, observers: Sequence[Observer]) -> list[Observer]:
+    """Everyone who watches; live plots are drawn with the display and written into the folder."""
+    for plot in [one for one in observers if isinstance(one, LivePlot)]:
+        plot.join(shown, kept)
+    return [shown, *([] if kept is None else [kept]), *observers]
 
 
-def _micro_batch(micro_batch: int | str, accumulation_steps: int | None, batch_size: int | None) -> int | str:
-    if accumulation_steps is None:
-        return micro_batch
-    if micro_batch != "auto":
-        both = f"micro_batch={micro_batch!r} and accumulation_steps={accumulation_steps}"
-        raise ConfigError(f"{both} say the same; give one of them")
-    if batch_size is None:
-        raise ConfigError("accumulation_steps needs a batch_size, which this loader does not have; give micro_batch")
-    return math.ceil(batch_size / accumulation_steps)
+def _at_once(step: Step, loader: Loader, tested: Loader | None, device: torch.device) -> int | None:
+    """The samples of a micro-batch, None for all; ``tested``, a loader made here, gives no more than fit."""
+    found = fitted(step, loader, device)
+    if isinstance(tested, BatchLoader) and found is not None:
+        tested.take_at_most(found)
+    return found if step.micro_batch == "auto" else int(step.micro_batch)
 
 
-def _fitted(step: Step, loader: BatchLoader | StreamLoader, device: torch.device) -> int | None:
-    """The micro-batch that "auto" takes, found before the first window is asked for; None for all at once."""
-    if not isinstance(loader, BatchLoader) or not step.size.automatic:
-        return step.fit(None, 0)
-    with modes_given_back(step.model):
-        begin_training(step.model)
-        batch, samples = loader.peek(_PEEKED, device, step.align)
-        return step.fit(batch, samples)
-
-
-def device_for(device: str | torch.device, model: nn.Module) -> torch.device:
-    """Return the device that ``device`` means for ``model``.
-
-    Raises:
-        ConfigError: it cannot be used.
-    """
-    if device == "auto":
-        found = next((p.device for p in model.parameters()), torch.device("cpu"))
-        return torch.device("cuda") if found.type == "cpu" and torch.cuda.is_available() else found
-    try:
-        where = torch.device(device)
-        torch.empty(0, device=where)
-    except (RuntimeError, AssertionError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"device={device!r} cannot be used: {reason}; try 'auto' or 'cpu'") from error
-    return where
-
-
-def _shape(
-    loader: BatchLoader | StreamLoader, epochs: int, device: torch.device, run_dir: Any, evaluates: bool
-) -> RunShape:
+def _shape(loader: Loader, epochs: int, device: torch.device, run_dir: Any, evaluates: bool) -> RunShape:
     by_epoch = None
     if isinstance(loader, BatchLoader) and not loader.sizes.fixed:
         by_epoch = tuple(loader.batches_in(epoch) for epoch in range(epochs))
@@ -453,62 +364,21 @@ def _shape(
         steps = None if by_epoch else len(loader)
     except TypeError:
         steps = None
-    folder = None if run_dir is None else location(run_dir)
+    place = run_dir.path if isinstance(run_dir, RunFolder) else run_dir
     return RunShape(
         epochs,
         steps,
         loader.samples,
         loader.batch_size or 0,
         str(device),
-        run_dir=folder,
+        run_dir=None if place is None else location(place),
         evaluates=evaluates,
         steps_by_epoch=by_epoch,
     )
 
 
-def _warn_of_short_schedule(schedule: Any, shape: RunShape, unit: str) -> None:
-    """A schedule written for epochs ends long before training does where steps are counted."""
-    whole = shape.epochs if unit == "epoch" else shape.steps
-    end = _end_of(schedule)
-    if whole is None or end >= _SHORT * whole:
-        return
-    repair = f"plan it for {whole} {unit}s"
-    if unit == "step":
-        repair += " or, if it counts epochs, say schedule_unit='epoch'"
-    warnings.warn(
-        f"the schedule ends after {end:g} {unit}s, but training goes on for {whole}; {repair}",
-        UserWarning,
-        stacklevel=4,  # train is wrapped once
-    )
-
-
-def _end_of(schedule: Any) -> float:
-    """Where a schedule ends, infinity where it does not or only it knows."""
-    if isinstance(schedule, schedules.Attached):
-        schedule = schedule.schedule
-    elif isinstance(schedule, LRScheduler):
-        return float(getattr(schedule, "T_max", math.inf))
-    return min(end_of(schedule), getattr(schedule, "max_update", math.inf))
-
-
-def _attached(schedule: Any, optimizer: Any) -> LRScheduler | None:
-    """The schedule as an ``LRScheduler`` of ``optimizer``."""
-    if schedule is None:
-        return None
-    check_optimizer(optimizer)
-    if not isinstance(schedule, LRScheduler):
-        return schedules.attach(schedule, optimizer)
-    if schedule.optimizer is not optimizer:
-        raise InputError(
-            f"the {type(schedule).__name__} belongs to another optimizer than the one given, so it would change "
-            "nothing; make it of this optimizer, or give a function of progress, which is attached"
-        )
-    return schedule
-
-
-def _ignored(loss: Any) -> int | None:
-    value = getattr(loss, "ignore_index", None)
-    return value if isinstance(value, int) else None
+def _kind(metrics: Any) -> Any:
+    return sorted(metrics) if isinstance(metrics, dict) else type(metrics).__name__
 
 
 def _check_counts(**counts: int | None) -> None:
@@ -517,11 +387,7 @@ def _check_counts(**counts: int | None) -> None:
             raise ConfigError(f"{name}={value!r}; expected a whole number, 1 or more")
 
 
-def _refuse_bits_of_parts(bitwise: bool, parallel: Any) -> None:
-    """Refuse bitwise mode of a model that is split, before it is."""
-    said = parallel if isinstance(parallel, Mapping) else {}
-    for key in ("shard", "tensor", "pipeline", "workers"):
-        if bitwise and said.get(key) not in (None, 1):
-            raise ConfigError(
-                f"bitwise=True with parallel: {key}={said[key]!r} is not available in this version; leave one out"
-            )
+def _refuse_digests(digest_every: int | None, step: Step, engine: Engine) -> None:
+    """Refuse digests of a model that no process has whole, or that each worker has for itself."""
+    if digest_every is not None and (step.split or isinstance(engine, HasStages) or step.workers is not None):
+        raise ConfigError(f"digest_every={digest_every}: no process has the whole model's weights here; leave it out")

@@ -21,6 +21,7 @@ from wholebatch.checkpoint import RunState, load_plain_state
 from wholebatch.config.build import Parts, build
 from wholebatch.config.schema import Config
 from wholebatch.core.batch_sizes import BatchSizes
+from wholebatch.core.device import device_for
 from wholebatch.core.errors import InputError, RunFolderError
 from wholebatch.core.url import Url
 from wholebatch.data import BatchLoader, Compose
@@ -141,7 +142,7 @@ def _continue(
     settings: Config, state: RunState, folder: Path | Url, size: int, samples: int, rule: str, lr: float | None
 ) -> Branch:
     parts = build(settings)
-    where = api.device_for(settings.device, parts.model)
+    where = device_for(settings.device, parts.model)
     try:
         load_plain_state(parts.model, state.model)
         parts.model.to(where)

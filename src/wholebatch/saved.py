@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from wholebatch.checkpoint import Checkpoint, Every, RunState, store_at, taken_by_earlier_world
-from wholebatch.core.errors import CheckpointError, PeerError, RunFolderError
+from wholebatch.checkpoint import Checkpoint, Every, RunState, seconds_of, store_at, taken_by_earlier_world
+from wholebatch.core.errors import CheckpointError, ConfigError, PeerError, RunFolderError
 from wholebatch.core.processes import Processes
 from wholebatch.core.record import History, Record
 from wholebatch.core.url import Url, location
@@ -20,6 +20,27 @@ from wholebatch.loop import Beginning, Keeper
 KEEP_LAST = 3  # checkpoints, beside the best one
 
 Say = Callable[[str], None]
+
+
+def when(
+    run_dir: Any, checkpoint_every: str | None, time_limit: float | str | None, resume: Any
+) -> tuple[Every | None, float | None]:
+    """Return how often to save, and the seconds that a run has.
+
+    Raises:
+        ConfigError: a time that is none, or one (or ``resume=True``) without a folder.
+    """
+    every = None if checkpoint_every is None else Every(checkpoint_every)
+    limit = None if time_limit is None else seconds_of(time_limit)
+    asked = {
+        "checkpoint_every": checkpoint_every,
+        "time_limit": time_limit,
+        "resume": resume if resume is True else None,
+    }
+    for name, value in asked.items():
+        if value is not None and run_dir is None:
+            raise ConfigError(f"{name}={value!r} needs a folder for the checkpoints; say run_dir=")
+    return every, limit
 
 
 @contextmanager

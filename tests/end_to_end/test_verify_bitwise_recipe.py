@@ -11,7 +11,7 @@ import pytest
 
 from wholebatch.cli.main import main
 from wholebatch.config import load
-from wholebatch.core.errors import ConfigError, InputError
+from wholebatch.core.errors import ConfigError, InputError, WorldError
 from wholebatch.verifying import worlds
 from wholebatch.verifying.bitwise import verify_recipe_bitwise
 
@@ -125,5 +125,5 @@ def test_a_mistake_in_a_process_is_that_of_all_and_time_is_limited() -> None:
         verify_recipe_bitwise(config, refused, [1, 2], 1)
     with pytest.raises(ConfigError, match=r"1 processes had not ended after 0.5 s"):
         verify_recipe_bitwise(config, asleep, [1, 2], 1, limit=0.5)
-    with pytest.raises(worlds.WorldError, match="NameError"):
+    with pytest.raises(WorldError, match="NameError"):
         worlds.world(1, eval, "nothing_of_this_name", limit=100)

@@ -84,7 +84,7 @@ class Answer:
         said = self.asked.samples_per_second
         if said is not None:
             return Speed(0.0, 1 / said), f"{said:,.6g} samples/s, as said"
-        from wholebatch.api import device_for
+        from wholebatch.core.device import device_for
 
         device = device_for(config.device, parts.model)
         found = measured(parts.model, _batch(parts, size), parts.loss, parts.optimizer, parts.precision, device)

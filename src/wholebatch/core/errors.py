@@ -16,6 +16,7 @@
     ├── InputTypeError (TypeError)    an object of a kind that cannot be used
     ├── WrongStepError (AssertionError)    a training loop that does not compute the exact update
     ├── NonFiniteError (ArithmeticError)   a gradient with NaN or infinity in it
+    ├── WorldError (RuntimeError)     a process that was started to check a promise failed
     └── FencedError                   a newer world has taken the run folder over; this one may write nothing
 
     PromiseWarning (UserWarning)      the result depends on something it should not depend on
@@ -85,6 +86,10 @@ class WrongStepError(WholebatchError, AssertionError):
 
 class NonFiniteError(WholebatchError, ArithmeticError):
     """A gradient holds NaN or infinity; the weights are as they were before the step."""
+
+
+class WorldError(WholebatchError, RuntimeError):
+    """A process of a world failed; the message ends with its traceback."""
 
 
 class FencedError(WholebatchError):

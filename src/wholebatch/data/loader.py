@@ -12,7 +12,6 @@ from torch import Tensor
 from wholebatch.core.batch_sizes import BatchSizes
 from wholebatch.core.cuts import Parting, bounds_between
 from wholebatch.core.errors import DataError
-from wholebatch.core.processes import Processes, current
 from wholebatch.data.adapt import as_dataset, has_random_access
 from wholebatch.data.arrays import ArrayDataset
 from wholebatch.data.checks import positive, restore_place, whole_number
@@ -21,6 +20,7 @@ from wholebatch.data.imageset import ImageDataset
 from wholebatch.data.mix import Mix, Plan
 from wholebatch.data.order import epoch_order
 from wholebatch.data.transform import Transform, finisher
+from wholebatch.data.whole_batches import WholeBatches
 from wholebatch.data.window import Window
 from wholebatch.data.workers import Place, Ready, Task, Workers
 
@@ -30,7 +30,7 @@ from wholebatch.data.workers import Place, Ready, Task, Workers
 AT_ONCE_BYTES = 1 << 19
 
 
-class BatchLoader:
+class BatchLoader(WholeBatches):
     """Whole batches of a data set with random access.
 
     ``for batch in loader`` gives the batches from the current place to the end of the current epoch; the next ``for``
@@ -89,7 +89,7 @@ class BatchLoader:
         workers: int = 0,
         align: int = 1,
     ) -> None:
-        self._processes: Processes = current(group)
+        super().__init__(group, align)
         scheduled = isinstance(batch_size, BatchSizes | Mapping) or callable(batch_size)
         given = batch_size if scheduled else positive("batch_size", batch_size)
         self.sizes = given if isinstance(given, BatchSizes) else BatchSizes(given)
@@ -115,25 +115,15 @@ class BatchLoader:
         own = in_memory or isinstance(self.dataset, ImageDataset)
         self.transform = self.dataset.transform if transform is None and own else transform
         self.workers = whole_number("workers", workers, "processes")
-        self.align = positive("align", align)
         self._fetch = None if in_memory and collate is None else Fetch(self.dataset, collate, seed)
         self._workers = Workers(self._fetch, self.workers) if self._fetch is not None and self.workers else None
         self._at_once = self._fetch is None and self._small()
-        self._epoch, self._consumed = 0, 0
-
-    @property
-    def epoch(self) -> int:
-        """The current epoch, from 0; it rises when a ``for`` reaches its end."""
-        return self._epoch
+        self._consumed = 0
 
     @property
     def consumed(self) -> int:
         """How many samples of the current epoch were handed out."""
         return self._consumed
-
-    def share(self, those: Processes) -> None:
-        """Give each of ``those`` processes its part of every batch from now on."""
-        self._processes = those
 
     def __len__(self) -> int:
         """Return the number of batches of the current epoch."""
@@ -147,32 +137,6 @@ class BatchLoader:
     def scheduled_size(self) -> int:
         """How many samples the batch handed out last was to have; the last one of an epoch may have fewer."""
         return self._latest
-
-    def __iter__(self) -> Iterator[Any]:
-        return (window.whole() for window in self.windows())
-
-    def windows(
-        self,
-        micro_batch: int | None = None,
-        device: torch.device | str | None = None,
-        align: int | None = None,
-        rest_of_one: bool = False,
-        logical: int | None = None,
-    ) -> Iterator[Window]:
-        """Iterate as ``for batch in loader`` does, but give each batch as a :class:`Window` of micro-batches.
-
-        Args:
-            micro_batch: samples that one forward sees, or None for all.
-            device: where micro-batches go before they are transformed; None leaves them where the data are.
-            align: in place of the loader's own.
-            rest_of_one: a last micro-batch, or a process's part, may be one sample that is left, as bitwise mode cuts;
-                otherwise one is spared.
-            logical: cut every batch into the parts of so many logical workers, and give this process whole ones
-                (:func:`wholebatch.core.cuts.worker_edges`); None cuts by the number of processes alone.
-        """
-        size = None if micro_batch is None else positive("micro_batch", micro_batch)
-        aligned = self.align if align is None else positive("align", align)
-        return self._windows(size, device, Parting(aligned, rest_of_one, logical))
 
     def _windows(
         self, micro_batch: int | None, device: torch.device | str | None, parting: Parting

@@ -12,14 +12,14 @@ from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, de
 from wholebatch.core import tree
 from wholebatch.core.cuts import Parting
 from wholebatch.core.errors import BatchError, DataError
-from wholebatch.core.processes import Processes, current
 from wholebatch.data.adapt import as_dataset
 from wholebatch.data.checks import positive, restore_place
 from wholebatch.data.transform import Transform, finisher
+from wholebatch.data.whole_batches import WholeBatches
 from wholebatch.data.window import Window
 
 
-class StreamLoader:
+class StreamLoader(WholeBatches):
     """Whole batches of an iterable data set or of a ``DataLoader``, with a weaker promise than :class:`BatchLoader`.
 
     - The order is the source's own; ``set_epoch(epoch)`` of the source, its data set or its sampler is called where it
@@ -52,11 +52,10 @@ class StreamLoader:
         collate: Callable[[list[Any]], Any] | None = None,
         group: Any = None,
     ) -> None:
-        self._processes: Processes = current(group)
+        super().__init__(group)
         self.dataset = as_dataset(source)
         self.batch_size = None if batch_size is None else positive("batch_size", batch_size)
         self.seed, self.transform = seed, transform
-        self._epoch = 0
         self._collate = collate or default_collate
         if not isinstance(source, DataLoader):
             if self.batch_size is None:
@@ -90,15 +89,6 @@ class StreamLoader:
         except TypeError:
             return None
 
-    @property
-    def epoch(self) -> int:
-        """The current epoch, from 0; it rises when a ``for`` reaches its end."""
-        return self._epoch
-
-    def share(self, those: Processes) -> None:
-        """Give each of ``those`` processes its part of every batch from now on."""
-        self._processes = those
-
     def __len__(self) -> int:
         """Return the number of batches of an epoch.
 
@@ -110,22 +100,6 @@ class StreamLoader:
         if self.samples is None or self.batch_size is None:
             raise TypeError(f"the length of {type(self.dataset).__name__} is known only by reading it")
         return -(-self.samples // self.batch_size)
-
-    def __iter__(self) -> Iterator[Any]:
-        return (window.whole() for window in self.windows())
-
-    def windows(
-        self,
-        micro_batch: int | None = None,
-        device: torch.device | str | None = None,
-        align: int | None = None,
-        rest_of_one: bool = False,
-        logical: int | None = None,
-    ) -> Iterator[Window]:
-        """Iterate over an epoch from its beginning; see :meth:`BatchLoader.windows`."""
-        size = None if micro_batch is None else positive("micro_batch", micro_batch)
-        aligned = 1 if align is None else positive("align", align)
-        return self._windows(size, device, Parting(aligned, rest_of_one, logical))
 
     def _windows(
         self, micro_batch: int | None, device: torch.device | str | None, parting: Parting

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,13 +14,45 @@ from wholebatch.core.errors import DataError, InputError
 from wholebatch.core.processes import Processes, current
 from wholebatch.data import BatchLoader, StreamLoader
 from wholebatch.loop.dtypes import explain
-from wholebatch.loop.metrics import Metrics
+from wholebatch.loop.loaders import selecting
+from wholebatch.loop.metrics import Metrics, ignored
 from wholebatch.loop.modes import modes_given_back
-from wholebatch.step.losses import LossCall, call_model, targets_of
+from wholebatch.step.losses import LossCall, bind, call_model, targets_of
 from wholebatch.step.over_processes import raise_together
 from wholebatch.step.parts import ready_to_evaluate, split_of
 from wholebatch.sums import Accumulator
 from wholebatch.sums.exact import ExactSum
+
+
+def evaluation(
+    model: nn.Module,
+    loader: BatchLoader | StreamLoader,
+    metrics: Any,
+    loss: Any,
+    device: torch.device,
+    *,
+    inputs: Any = None,
+    targets: Any = None,
+    micro_batch: int | None = None,
+) -> Callable[[], dict[str, float]]:
+    """Return what evaluates ``model`` as often as it is called, by :func:`evaluate`.
+
+    Args:
+        model: any module.
+        loader: of the data.
+        metrics: a metric, a dict of them, or None (:class:`Metrics`).
+        loss: what :class:`wholebatch.Step` takes, or None.
+        device: where the model is.
+        inputs, targets: keys of batches that are dicts.
+        micro_batch: cut by position into so many samples, as bitwise mode does.
+    """
+    call, kept = None if loss is None else bind(loss), Metrics(metrics, ignored(loss))
+
+    def run() -> dict[str, float]:
+        with selecting(loader, loss, inputs, targets):
+            return evaluate(model, loader, kept, call, device, micro_batch)
+
+    return run
 
 
 def evaluate(

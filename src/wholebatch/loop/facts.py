@@ -25,7 +25,12 @@ _LOOKED_AT = 64  # samples of data in memory, evenly spread, that the digest is 
 
 
 def facts_of(
-    step: Step, loader: BatchLoader | StreamLoader, loss: Any, schedule: Any, schedule_unit: str
+    step: Step,
+    loader: BatchLoader | StreamLoader,
+    loss: Any,
+    schedule: Any,
+    schedule_unit: str,
+    batch_lr_rule: str | None = None,
 ) -> dict[str, Any]:
     """Return, by name, every setting that changes the result: numbers, strings, and dicts of them.
 
@@ -47,6 +52,8 @@ def facts_of(
         "transform": described(loader.transform if mix is None else [loader.transform, mix]),
         "order": ordering,
         **({"bitwise": step.pinned_facts()} if step.bitwise else {}),
+        **({} if step.mode is None else {"parallel": step.mode}),
+        **({} if batch_lr_rule is None else {"batch_lr_rule": batch_lr_rule}),
     }
 
 

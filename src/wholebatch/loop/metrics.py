@@ -143,6 +143,16 @@ class Metrics:
             self._metrics[_CHOSEN] = Accuracy(output.shape[1], ignore_index=self._ignore_index)
 
 
+def ignored(loss: Any) -> int | None:
+    """Return the target that a loss leaves out, where it says one as torch's losses do.
+
+    >>> ignored(torch.nn.CrossEntropyLoss(ignore_index=3))
+    3
+    """
+    value = getattr(loss, "ignore_index", None)
+    return value if isinstance(value, int) else None
+
+
 def _is_class_of(output: Tensor, target: Tensor) -> bool:
     return output.shape[1] > 1 and target.shape == (output.shape[0], *output.shape[2:])
 

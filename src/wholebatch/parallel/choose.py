@@ -75,6 +75,20 @@ def step_for(parallel: Any = "auto") -> Callable[..., Step]:
     return Step if logical is None else logical.step()
 
 
+def refuse_bitwise(parallel: Any) -> None:
+    """Refuse bitwise mode of a model that ``parallel`` would split, before it does.
+
+    Raises:
+        ConfigError: it would.
+    """
+    said = parallel if isinstance(parallel, Mapping) else {}
+    for key in ("shard", "tensor", "pipeline", "workers"):
+        if said.get(key) not in (None, 1):
+            raise ConfigError(
+                f"bitwise=True with parallel: {key}={said[key]!r} is not available in this version; leave one out"
+            )
+
+
 def _splitting(
     layout: Layout, said: Mapping[str, Any], name: str, model: nn.Module | None, here: Processes, group: Any
 ) -> Engine:

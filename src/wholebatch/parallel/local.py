@@ -13,13 +13,13 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from wholebatch.core import processes, tree
 from wholebatch.core.errors import InputError
 from wholebatch.core.processes import Alone
+from wholebatch.parallel.meeting import SinceMeeting, reported
 from wholebatch.parallel.per_worker import WorkersEngine
 from wholebatch.parallel.rounds import Change, Weights
 from wholebatch.parallel.wire import to_first
@@ -82,13 +82,9 @@ class LocalStep(Step):
         self._weights = Weights(self._team, everything, self._own)
         self._states: dict[int, Any] = {}  # each worker's optimizer.state
         self._loaded: int | None = None  # whose weights the model has
-        self._round = dict.fromkeys(self._own, 0.0)  # the weight of each worker's samples since the last meeting
-        self._shares = dict.fromkeys(self._own, 1 / workers)  # of the last meeting
+        self._since = SinceMeeting(self._team, self._own, workers)
         self._change: Change | list[Tensor] | None = None  # of the last meeting, not applied yet
         self._sent: dict[int, list[Tensor]] = {}
-        self._loss_sum: Any = 0.0  # with the two next: not reported yet
-        self._weight, self._passed = 0.0, 0
-        self._error: Exception | None = None
         self._collected: dict[int, Any] | None = None
         self._met = 0
         self._begun = False
@@ -111,19 +107,19 @@ class LocalStep(Step):
             self._begin()
         pieces, edges, place, samples = self._parts(batch, position)
         call, self._collected = self.calls, None
-        if self._error is None:
+        if self._since.error is None:
             try:
                 self._run_workers(pieces, edges, place)
             except Exception as error:
                 if self._team.size == 1:
                     raise
-                self._error = error
+                self._since.error = error
         self.calls = call + 1
         self.applied = self.calls - self.skipped
         if self._schedule is not None:
             self._schedule.step()
         if (self.calls - self._start) % self._every:
-            return _report(0.0, 0.0, samples, 0)
+            return reported(0.0, 0.0, samples, 0)
         return self._meet_and_move(samples)
 
     def _step_together(self, batch: Any, position: int | None) -> StepReport:
@@ -203,11 +199,7 @@ class LocalStep(Step):
                 part = MicroBatches((piece for _, _, piece in group), edges[worker - self._own.start + 1] - start)
                 report = super().__call__(part, position=place + start)
                 self.skipped = skipped
-                if not report.skipped:
-                    self._loss_sum = self._loss_sum + report.loss_sum
-                    self._weight += report.weight
-                    self._round[worker] += report.weight
-                self._passed += report.micro_batches
+                self._since.add(worker, report)
         finally:
             self._schedule = schedule
 
@@ -224,30 +216,19 @@ class LocalStep(Step):
 
     # meetings -------------------------------------------------------------------------------------------
 
-    def _meet(self) -> StepReport:
+    def _meet(self, samples: int = 0) -> StepReport:
         """Tell each other what came of the steps since; every process raises where one failed."""
-        own = torch.zeros(4 + self._count, dtype=torch.float64)
-        for place, value in enumerate((self._error is not None, self._loss_sum, self._weight, self._passed)):
-            own[place] = float(value)
-        for worker, weight in self._round.items():
-            own[4 + worker] = weight
-        failed, loss, weight, passed, *round_weights = self._team.sum_(own).tolist()
-        if failed:
-            raise_together(self._team, self._error)
-        self._nothing_left()
+        met = self._since.meet(samples)
         self._met = self.calls
-        total = sum(round_weights)
-        if total:
-            self._shares = {worker: round_weights[worker] / total for worker in self._own}
-        return _report(loss, weight, 0, int(passed))
+        return met
 
     def _meet_and_move(self, samples: int) -> StepReport:
         """The end of a round."""
-        met = self._meet()
+        report = self._meet(samples)
         self._take(None)
         outer = self._outer or {}
         if not self._late:
-            change = self._weights.begin_change(self._shares).wait()
+            change = self._weights.begin_change(self._since.shares).wait()
             self._weights.move(change, outer.get("lr"), outer.get("momentum", 0.0))
             self._weights.all_from_anchor()
         else:
@@ -255,10 +236,9 @@ class LocalStep(Step):
             if change:
                 self._weights.late(change, self._sent)
                 self._weights.move(change, None, 0.0)
-            self._change = self._weights.begin_change(self._shares)
+            self._change = self._weights.begin_change(self._since.shares)
             self._sent = self._change.own
-        self._round = dict.fromkeys(self._own, 0.0)
-        report = _report(float(met.loss_sum), met.weight, samples, met.micro_batches)
+        self._since.begin_round()
         report._norm = self._weights.norm(change)
         return report
 
@@ -282,7 +262,7 @@ class LocalStep(Step):
         met = self._meet()
         self._take(None)
         self._arrived()
-        self._weights.show(self._weights.begin_change(self._shares).wait())
+        self._weights.show(self._weights.begin_change(self._since.shares).wait())
         return met
 
     @property
@@ -325,8 +305,8 @@ class LocalStep(Step):
                 "weights": _cloned(self._weights.held[worker]),
                 "counts": _cloned(self._weights.counts[worker]),
                 "optimizer": _cloned(self.optimizer.state_dict()["state"]),
-                "round": self._round[worker],
-                "share": self._shares[worker],
+                "round": self._since.round[worker],
+                "share": self._since.shares[worker],
                 "sent": _cloned(self._sent.get(worker, [])),
             }
         self.optimizer.state = self._states[self._own.start]
@@ -367,16 +347,12 @@ class LocalStep(Step):
         self._weights.restore(local)
         own = {worker: local["workers"][worker] for worker in self._own}
         self._states = {worker: self._copied_state({"state": of["optimizer"]}) for worker, of in own.items()}
-        self._round = {worker: of["round"] for worker, of in own.items()}
-        self._shares = {worker: of["share"] for worker, of in own.items()}
+        self._since.round = {worker: of["round"] for worker, of in own.items()}
+        self._since.shares = {worker: of["share"] for worker, of in own.items()}
         self._sent = {worker: self._weights.placed(of["sent"]) for worker, of in own.items() if of["sent"]}
         self._change = self._weights.placed(local["change"]) or None
         self._met, self._loaded, self._collected = local["met"], None, None
-        self._nothing_left()
-
-    def _nothing_left(self) -> None:
-        """All was reported."""
-        self._loss_sum, self._weight, self._passed = 0.0, 0.0, 0
+        self._since.nothing_left()
 
 
 class _Unmeasured(NoiseScale):
@@ -386,12 +362,6 @@ class _Unmeasured(NoiseScale):
     def due(self) -> bool:
         """Never."""
         return False
-
-
-def _report(loss: float, weight: float, samples: int, micro_batches: int) -> StepReport:
-    report = StepReport([torch.tensor(loss, dtype=torch.float64)], weight, samples, micro_batches, False, ())
-    report._norm = float("nan")
-    return report
 
 
 def _cloned(thing: Any) -> Any:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.optim import Optimizer
 
-from wholebatch.core.errors import ConfigError, nearest
+from wholebatch.core.errors import ConfigError, InputError, nearest
 from wholebatch.core.processes import Processes
 from wholebatch.parallel.mesh import Layout, Mesh, mesh_of
 from wholebatch.parallel.pipeline_passes import PipelinePasses
@@ -106,8 +106,15 @@ class PipelineEngine:
             self._empty()
 
     def backward(self, loss_sum: Tensor, upstream: Tensor, last: bool) -> None:
-        """Not used: torch's schedule runs backward."""
-        raise NotImplementedError
+        """Refuse a backward of one's own: torch's schedule runs it, between the stages.
+
+        Raises:
+            InputError: always; :class:`wholebatch.GradientAccumulator` with this engine would call it.
+        """
+        raise InputError(
+            "in a pipeline no process has a whole backward pass, so only Step and train can run it; give this engine "
+            "to Step, or another one to the GradientAccumulator"
+        )
 
     def own_norm(self) -> Tensor | None:
         """Return None: no process has the gradient of a whole micro-batch."""

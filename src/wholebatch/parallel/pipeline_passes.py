@@ -22,7 +22,8 @@ from torch.optim import Optimizer
 
 from wholebatch.core import tree
 from wholebatch.core.errors import BatchError, ConfigError, InputError, LossError, PeerError
-from wholebatch.parallel.leaves import Leaves, flat, rebuilt
+from wholebatch.parallel.leaves import flat, rebuilt
+from wholebatch.parallel.pipeline_schedule import Schedules
 from wholebatch.parallel.stages import Stage, Stages, Window
 from wholebatch.step.gradient import GradientAccumulator
 from wholebatch.step.grouped_norm import GroupedNorm
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 
 PER_STAGE = 4  # micro-batches of a window that nobody has cut
 _FAILED = -1
-_KEPT = 4  # schedules, for so many different numbers of micro-batches
 
 
 class PipelinePasses:
@@ -75,7 +75,7 @@ class PipelinePasses:
         self._device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self._draws = StageDraws(seed, self._device) if keyed else None
         self._stages = Stages(engine, model, loss, optimizer, self._draws, precision, axis)
-        self._schedules: dict[int, Any] = {}
+        self._schedules = Schedules(engine, self._device, self.forward, lambda: accumulator.scale)
         self._signature: int | None = None
         self._window: Window = []
         self._position, self._weigh = 0, False
@@ -181,7 +181,7 @@ class PipelinePasses:
 
     def _run(self) -> None:
         number = max(len(self._window), self._engine.count)
-        schedule = self._schedule(number)
+        schedule = self._schedules.of(number, list(self._stages.own.values()))
         self._error = None
         if self.promise.at_risk and 0 in self._stages.own and (len(self._window) > 1 or self._engine.samples.size > 1):
             self.promise.cut()
@@ -286,57 +286,6 @@ class PipelinePasses:
         if number == 0 and not self.promise.knows_of_draws() and self._draws.moved():
             self.promise.drawn([f"{type(module).__name__} of stage {stage.number}" for module in stage.part.modules()])
 
-    # torch's schedule ---------------------------------------------------------------------------------------
-
-    def _schedule(self, number: int) -> Any:
-        """Torch's schedule for so many micro-batches, which has buffers for each."""
-        if number not in self._schedules:
-            if len(self._schedules) >= _KEPT:
-                self._schedules.pop(next(iter(self._schedules)))
-            self._schedules[number] = self._new_schedule(number)
-        return self._schedules[number]
-
-    def _new_schedule(self, number: int) -> Any:
-        from torch.distributed.pipelining import PipelineStage
-        from torch.distributed.pipelining.schedules import PipelineScheduleSingle, get_schedule_class
-
-        engine = self._engine
-        scalar = torch.zeros((), device=self._device, requires_grad=True)
-        stages = [
-            PipelineStage(
-                _StageModule(self, stage),
-                stage.number,
-                engine.count,
-                self._device,
-                input_args=(torch.arange(1),) if stage.number == 0 else _like(stage.entering),
-                output_args=(scalar,) if stage.last else _like(stage.leaving),
-                group=engine.pipe.group,
-            )
-            for stage in self._stages.own.values()
-        ]
-        kind = get_schedule_class(engine.schedule)
-        given = stages[0] if issubclass(kind, PipelineScheduleSingle) else stages
-        return kind(given, number, loss_fn=self._scaled, scale_grads=False)
-
-    def _scaled(self, loss_sum: Tensor, target: Tensor) -> Tensor:
-        return loss_sum * self._accumulator.scale
-
-
-class _StageModule(nn.Module):
-    """What torch calls: it has the stage's modules and parameters."""
-
-    def __init__(self, passes: PipelinePasses, stage: Stage) -> None:
-        super().__init__()
-        self.parts = nn.ModuleList(stage.part.modules())
-        own = {id(parameter) for parameter in self.parts.parameters()}
-        fetched = [t for t in stage.part.tensors() if isinstance(t, nn.Parameter) and id(t) not in own]
-        self.fetched = nn.ParameterList(fetched)
-        self._run = passes.forward
-        self._stage = stage
-
-    def forward(self, *args: Tensor, number: Tensor) -> Any:
-        return self._run(self._stage, args, int(number))
-
 
 class _Answers(nn.Module):
     """Stands for the model on the last stage: its output is known."""
@@ -395,7 +344,3 @@ def _shapes(piece: Any, axis: tree.Axis) -> list[tuple[str, str, tuple[int, ...]
     """Names, types and shapes of what is cut along its samples, but for their number."""
     arrays = tree.arrays(piece, axis)
     return [(name, str(of.dtype), (*of.shape[:where], -1, *of.shape[where + 1 :])) for name, of, where in arrays]
-
-
-def _like(leaves: Leaves) -> tuple[Tensor, ...]:
-    return tuple(tensor.detach().clone().requires_grad_(tensor.is_floating_point()) for tensor in leaves.tensors)

@@ -14,13 +14,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from wholebatch.core.errors import ConfigError, InputError, InputTypeError, PeerError, WholebatchError
+from wholebatch.core.errors import ConfigError, InputError, InputTypeError, PeerError, WorldError
 
 _GRACE = 5.0  # seconds from SIGTERM to SIGKILL
-
-
-class WorldError(WholebatchError, RuntimeError):
-    """A process of a world failed; the message ends with its traceback."""
 
 
 def world(size: int, function: Callable[..., Any], *arguments: Any, limit: float) -> list[Any]:

@@ -216,3 +216,13 @@ def test_small_batches_are_gathered_at_once_and_large_ones_by_piece(monkeypatch)
     calls.clear()
     list(next(BatchLoader(data, 8).windows(4)))
     assert calls == [4, 4]
+
+
+def test_windows_are_cut_at_multiples_of_the_loaders_align_or_of_one_said_here():
+    loader = BatchLoader((torch.arange(9),), 9, shuffle=False, align=2)
+
+    def lengths(**options):
+        return [len(piece[0]) for window in loader.windows(4, **options) for piece in window]
+
+    assert lengths() == [4, 5]
+    assert lengths(align=1) == [4, 3, 2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -70,3 +71,27 @@ def test_what_cannot_be_is_refused() -> None:
         training(batch_size=SIZES, batch_lr_rule="linaer")
     with pytest.raises(ConfigError, match="about a schedule of batch sizes"):
         training(batch_size=8, batch_size_unit="samples")
+
+
+def test_a_run_that_goes_on_keeps_its_rule(tmp_path: Path) -> None:
+    def train(rule: str, resume: bool) -> None:
+        model = torch.nn.Linear(2, 2)
+        data = torch.ones(8, 2), torch.zeros(8, dtype=torch.int64)
+        wb.train(
+            model,
+            data,
+            loss=torch.nn.CrossEntropyLoss(),
+            optimizer=torch.optim.SGD,
+            batch_size={0: 2, 1: 4},
+            batch_lr_rule=rule,
+            micro_batch=2,
+            epochs=2,
+            run_dir=tmp_path / "run",
+            resume=resume,
+            display=False,
+        )
+
+    train("linear", False)
+    train("linear", True)
+    with pytest.raises(wb.CheckpointError, match="batch_lr_rule"):
+        train("sqrt", True)

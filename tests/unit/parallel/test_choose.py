@@ -92,3 +92,11 @@ def test_the_configuration() -> None:
         with pytest.raises(wb.ConfigError) as caught:
             load(overrides=[wrong])
         assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["shard", "tensor", "pipeline", "workers"])
+def test_bitwise_mode_of_a_model_in_parts_is_refused_before_it_is_split(key: str) -> None:
+    choose.refuse_bitwise("flat")
+    choose.refuse_bitwise({key: 1})
+    with pytest.raises(wb.ConfigError, match=f"bitwise=True with parallel: {key}=2 is not available"):
+        choose.refuse_bitwise({key: 2})

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
 import wholebatch as wb
 from wholebatch.core.processes import Alone
-from wholebatch.parallel.mesh import Layout
-from wholebatch.parallel.pipeline import pipeline_of
+from wholebatch.parallel.mesh import Layout, mesh_of
+from wholebatch.parallel.pipeline import PipelineEngine, pipeline_of
 
 
 @pytest.mark.parametrize(
@@ -33,3 +35,10 @@ def test_what_does_not_go_together(layout: Layout, said: dict[str, Any], name: s
 def test_nothing_is_said_in_vain(key: str) -> None:
     with pytest.raises(wb.ConfigError, match="says nothing without pipeline="):
         wb.parallel.engine({key: "gpipe"})
+
+
+def test_a_backward_of_ones_own_is_refused() -> None:
+    model = nn.Linear(2, 3)
+    g = wb.GradientAccumulator(model, engine=PipelineEngine(mesh_of(Layout(), Alone()), "1f1b", None))
+    with pytest.raises(wb.InputError, match="only Step and train can run it; give this engine to Step"):
+        g.add(model(torch.ones(4, 2)))
