@@ -23,6 +23,7 @@ from wholebatch.step.over_processes import Totals, add_totals, kind_of, sum_grad
 
 ONE_STAGE = ("gpipe", "1f1b")
 LOOPED = ("interleaved1f1b", "loopedbfs", "interleavedzerobubble")
+IN_ROUNDS = ("interleaved1f1b", "interleavedzerobubble")  # of as many micro-batches as there are processes
 V_SHAPED = ("zbvzerobubble", "dualpipev")
 SCHEDULES = (*ONE_STAGE, *LOOPED, *V_SHAPED)
 
@@ -92,6 +93,11 @@ class PipelineEngine:
         size = self.pipe.size
         turn, place = divmod(stage, size)
         return size - 1 - place if self.schedule in V_SHAPED and turn % 2 else place
+
+    def micro_batches(self, number: int) -> int:
+        """Return how many micro-batches the schedule takes, where a window has ``number``; the rest are empty."""
+        number = max(number, self.count)
+        return -(-number // self.pipe.size) * self.pipe.size if self.schedule in IN_ROUNDS else number
 
     def passes(self, *arguments: Any, **options: Any) -> PipelinePasses:
         """Return what runs the micro-batches of a step."""

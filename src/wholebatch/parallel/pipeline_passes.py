@@ -81,6 +81,11 @@ class PipelinePasses:
         self._position, self._weigh = 0, False
         self._error: Exception | None = None
 
+    @property
+    def loss_module(self) -> nn.Module | None:
+        """The loss, where it is a module."""
+        return self._loss.module
+
     # a window -----------------------------------------------------------------------------------------
 
     def run(self, pieces: Pieces, position: int | None, weigh: bool, samples: int | None = None) -> None:
@@ -180,7 +185,7 @@ class PipelinePasses:
                 raise PeerError(f"process {rank} failed: {reason}")
 
     def _run(self) -> None:
-        number = max(len(self._window), self._engine.count)
+        number = self._engine.micro_batches(len(self._window))
         schedule = self._schedule(number)
         self._error = None
         if self.promise.at_risk and 0 in self._stages.own and (len(self._window) > 1 or self._engine.samples.size > 1):
@@ -239,12 +244,12 @@ class PipelinePasses:
                 f"{[tuple(shape) for shape, _ in expected]} for another, of as many samples; in a pipeline shapes must "
                 "not depend on values"
             )
-        return leaves.tensors
+        return tuple(tensor.contiguous() for tensor in leaves.tensors)  # as it is sent
 
     def _values(self, stage: Stage, args: Sequence[Tensor], piece: Any, samples: int) -> list[Any]:
         """What enters a stage; not as it was received, since a part may work in place, which a leaf does not allow."""
         if stage.number:
-            values: list[Any] = rebuilt([arg.clone() for arg in args], stage.entering)
+            values: list[Any] = rebuilt([_received(arg) for arg in args], stage.entering)
             return values
         size = self._stages.size
         call = self._stages.call_of(piece if samples == size else tree.fill(piece, samples, size, self._axis))
@@ -331,6 +336,7 @@ class _StageModule(nn.Module):
         own = {id(parameter) for parameter in self.parts.parameters()}
         fetched = [t for t in stage.part.tensors() if isinstance(t, nn.Parameter) and id(t) not in own]
         self.fetched = nn.ParameterList(fetched)
+        self.loss = passes.loss_module if stage.last else None  # its weights' gradients are asked for by name, too
         self._run = passes.forward
         self._stage = stage
 
@@ -397,5 +403,14 @@ def _shapes(piece: Any, axis: tree.Axis) -> list[tuple[str, str, tuple[int, ...]
     return [(name, str(of.dtype), (*of.shape[:where], -1, *of.shape[where + 1 :])) for name, of, where in arrays]
 
 
+def _received(tensor: Tensor) -> Tensor:
+    """A copy of what came from another stage; its gradient is given back in the one order that can be sent."""
+    copy = tensor.clone()
+    if copy.requires_grad:
+        copy.register_hook(Tensor.contiguous)
+    return copy
+
+
 def _like(leaves: Leaves) -> tuple[Tensor, ...]:
-    return tuple(tensor.detach().clone().requires_grad_(tensor.is_floating_point()) for tensor in leaves.tensors)
+    kept = [(tensor.detach().clone(memory_format=torch.contiguous_format), tensor) for tensor in leaves.tensors]
+    return tuple(copy.requires_grad_(tensor.is_floating_point()) for copy, tensor in kept)
