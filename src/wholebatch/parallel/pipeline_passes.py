@@ -22,7 +22,8 @@ from torch.optim import Optimizer
 
 from wholebatch.core import tree
 from wholebatch.core.errors import BatchError, ConfigError, InputError, LossError, PeerError
-from wholebatch.parallel.leaves import Leaves, flat, rebuilt
+from wholebatch.parallel.leaves import Leaves, flat, rebuilt, received
+from wholebatch.parallel.stage_module import SPLIT_BACKWARD, StageModule, weights_at_once
 from wholebatch.parallel.stages import Stage, Stages, Window
 from wholebatch.step.gradient import GradientAccumulator
 from wholebatch.step.grouped_norm import GroupedNorm
@@ -80,11 +81,6 @@ class PipelinePasses:
         self._window: Window = []
         self._position, self._weigh = 0, False
         self._error: Exception | None = None
-
-    @property
-    def loss_module(self) -> nn.Module | None:
-        """The loss, where it is a module."""
-        return self._loss.module
 
     # a window -----------------------------------------------------------------------------------------
 
@@ -244,12 +240,12 @@ class PipelinePasses:
                 f"{[tuple(shape) for shape, _ in expected]} for another, of as many samples; in a pipeline shapes must "
                 "not depend on values"
             )
-        return tuple(tensor.contiguous() for tensor in leaves.tensors)  # as it is sent
+        return leaves.tensors
 
     def _values(self, stage: Stage, args: Sequence[Tensor], piece: Any, samples: int) -> list[Any]:
         """What enters a stage; not as it was received, since a part may work in place, which a leaf does not allow."""
         if stage.number:
-            values: list[Any] = rebuilt([_received(arg) for arg in args], stage.entering)
+            values: list[Any] = rebuilt([received(arg) for arg in args], stage.entering)
             return values
         size = self._stages.size
         call = self._stages.call_of(piece if samples == size else tree.fill(piece, samples, size, self._axis))
@@ -305,17 +301,18 @@ class PipelinePasses:
         from torch.distributed.pipelining import PipelineStage
         from torch.distributed.pipelining.schedules import PipelineScheduleSingle, get_schedule_class
 
-        engine = self._engine
+        engine, splits = self._engine, self._engine.schedule in SPLIT_BACKWARD
         scalar = torch.zeros((), device=self._device, requires_grad=True)
         stages = [
             PipelineStage(
-                _StageModule(self, stage),
+                StageModule(self.forward, stage, self._loss.module, splits),
                 stage.number,
                 engine.count,
                 self._device,
                 input_args=(torch.arange(1),) if stage.number == 0 else _like(stage.entering),
                 output_args=(scalar,) if stage.last else _like(stage.leaving),
                 group=engine.pipe.group,
+                dw_builder=weights_at_once(stage.entering) if splits else None,
             )
             for stage in self._stages.own.values()
         ]
@@ -325,23 +322,6 @@ class PipelinePasses:
 
     def _scaled(self, loss_sum: Tensor, target: Tensor) -> Tensor:
         return loss_sum * self._accumulator.scale
-
-
-class _StageModule(nn.Module):
-    """What torch calls: it has the stage's modules and parameters."""
-
-    def __init__(self, passes: PipelinePasses, stage: Stage) -> None:
-        super().__init__()
-        self.parts = nn.ModuleList(stage.part.modules())
-        own = {id(parameter) for parameter in self.parts.parameters()}
-        fetched = [t for t in stage.part.tensors() if isinstance(t, nn.Parameter) and id(t) not in own]
-        self.fetched = nn.ParameterList(fetched)
-        self.loss = passes.loss_module if stage.last else None  # its weights' gradients are asked for by name, too
-        self._run = passes.forward
-        self._stage = stage
-
-    def forward(self, *args: Tensor, number: Tensor) -> Any:
-        return self._run(self._stage, args, int(number))
 
 
 class _Answers(nn.Module):
@@ -403,14 +383,5 @@ def _shapes(piece: Any, axis: tree.Axis) -> list[tuple[str, str, tuple[int, ...]
     return [(name, str(of.dtype), (*of.shape[:where], -1, *of.shape[where + 1 :])) for name, of, where in arrays]
 
 
-def _received(tensor: Tensor) -> Tensor:
-    """A copy of what came from another stage; its gradient is given back in the one order that can be sent."""
-    copy = tensor.clone()
-    if copy.requires_grad:
-        copy.register_hook(Tensor.contiguous)
-    return copy
-
-
 def _like(leaves: Leaves) -> tuple[Tensor, ...]:
-    kept = [(tensor.detach().clone(memory_format=torch.contiguous_format), tensor) for tensor in leaves.tensors]
-    return tuple(copy.requires_grad_(tensor.is_floating_point()) for copy, tensor in kept)
+    return tuple(tensor.detach().clone().requires_grad_(tensor.is_floating_point()) for tensor in leaves.tensors)
