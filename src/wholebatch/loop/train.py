@@ -25,6 +25,7 @@ from wholebatch.loop.modes import begin_training, modes_given_back
 from wholebatch.loop.recorder import Recorder
 from wholebatch.loop.run import Beginning, Run
 from wholebatch.step import MicroBatches, Step, StepReport
+from wholebatch.step.parts import UNMEASURED, split_of
 
 
 def train(
@@ -73,6 +74,8 @@ def train(
             observer.start(shape)
         _epochs(run, shape, _windows(run, micro_batch, device), evaluate, keeper)
     if step.noise.measured or keeper is not None:  # of a run that leaves curves it is said why they lack it
+        if split_of(step.model) is not None:
+            step.noise.unmeasured = UNMEASURED
         for observer in observers:
             observer.message(step.noise.sentence())  # below what a live display leaves
     return recorder.history

@@ -28,6 +28,7 @@ from wholebatch.parallel.stages import Stage, Stages, Window
 from wholebatch.step.gradient import GradientAccumulator
 from wholebatch.step.grouped_norm import GroupedNorm
 from wholebatch.step.losses import LossCall, targets_of
+from wholebatch.step.parts import UNMEASURED
 from wholebatch.step.passes import Pieces
 from wholebatch.step.precision import autocast, switches
 from wholebatch.step.promise import Promise
@@ -76,6 +77,7 @@ class PipelinePasses:
         self._device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self._draws = StageDraws(seed, self._device) if keyed else None
         self._stages = Stages(engine, model, loss, optimizer, self._draws, precision, axis)
+        accumulator.noise.unmeasured = UNMEASURED
         self._schedules: dict[int, Any] = {}
         self._signature: int | None = None
         self._window: Window = []
