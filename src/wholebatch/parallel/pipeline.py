@@ -31,7 +31,14 @@ SCHEDULES = (*ONE_STAGE, *LOOPED, *V_SHAPED)
 def pipeline_of(
     layout: Layout, said: Mapping[str, Any], name: str, model: nn.Module | None, here: Processes
 ) -> PipelineEngine:
-    """Return the engine that ``parallel=`` with ``pipeline`` means.
+    """Return the engine that ``parallel=`` with ``pipeline`` means; see :func:`asked` for what is refused."""
+    schedule, cuts = asked(layout, said, name)
+    device = next((p.device.type for p in model.parameters()), "cpu") if model is not None else "cpu"
+    return PipelineEngine(mesh_of(layout, here, device), schedule, cuts)
+
+
+def asked(layout: Layout, said: Mapping[str, Any], name: str) -> tuple[str, list[str] | None]:
+    """Return the schedule and the cuts that ``said`` asks for.
 
     Raises:
         ConfigError: an unknown schedule, another number of cuts than it needs, or what a pipeline does not go with.
@@ -56,8 +63,7 @@ def pipeline_of(
             f"parallel: cuts={cuts} make {len(cuts) + 1} stages, but pipeline={layout.pipeline} with the schedule "
             f"{schedule} has {stages}; name {stages - 1} modules, each the first of a stage"
         )
-    device = next((p.device.type for p in model.parameters()), "cpu") if model is not None else "cpu"
-    return PipelineEngine(mesh_of(layout, here, device), schedule, cuts)
+    return schedule, cuts
 
 
 class PipelineEngine:
