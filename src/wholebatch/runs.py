@@ -113,7 +113,7 @@ def _train(
         eval_data=evaluation_loader(settings, parts),
         seed=settings.seed,
         device=settings.device,
-        parallel=_parallel(settings),
+        parallel=parallel_of(settings),
         run_dir=kept,
         resume_allow=allow,
         checkpoint_every=settings.checkpoint_every,
@@ -125,8 +125,8 @@ def _train(
     )
 
 
-def _parallel(settings: Config) -> dict[str, Any]:
-    """``parallel=``, without what was not said."""
+def parallel_of(settings: Config) -> dict[str, Any]:
+    """Return the settings' ``parallel=``, without what was not said."""
     return {name: value for name, value in asdict(settings.parallel).items() if value is not None}
 
 

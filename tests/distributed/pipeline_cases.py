@@ -75,6 +75,35 @@ def sequences_first() -> nn.Module:
     return nn.Sequential(nn.Linear(2, 8), Flip(), layer, layer2, Flip(), nn.Flatten(), nn.Linear(32, 3))
 
 
+class Aside(nn.Module):
+    """A value that hangs on weights alone crosses a cut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third, self.last = (nn.Linear(4, width) for width in (4, 4, 4, 3))
+        self.shift = nn.Linear(2, 4)
+        self.register_buffer("ones", torch.ones(1, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.second(self.first(x)))
+        shift = self.shift(self.ones)
+        return self.last(torch.tanh(self.third(h)) + shift.expand(h.shape[0], -1))
+
+
+def of_numbers() -> nn.Module:
+    """The first stage has no weights, and what crosses into the second has no gradient."""
+
+    class Next(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return (x + 1) % 7
+
+    class Classes(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.transpose(1, 2)
+
+    return nn.Sequential(Next(), nn.Embedding(7, 6), nn.Linear(6, 6), nn.Linear(6, 7), Classes())
+
+
 def tokens_of(samples: int, seed: int) -> tuple[Tensor, Tensor]:
     torch.manual_seed(seed)
     x, y = torch.randint(0, 7, (samples, 5)), torch.randint(0, 7, (samples, 5))
@@ -139,8 +168,20 @@ CASES: dict[str, Case] = {
     "sequences first": Case(sequences_first, nn.CrossEntropyLoss(), places_of, {"cuts": ["3"]}, steps=4, options={}),
     "a loss with a parameter": Case(loss=Scaled(), steps=4),
     "a sum": Case(loss=nn.CrossEntropyLoss(reduction="sum"), steps=4, options={}),
-    "interleaved": Case(parallel={"schedule": "Interleaved1F1B"}, steps=4),
-    "zero bubble": Case(parallel={"schedule": "ZBVZeroBubble"}, steps=4),
+    **{  # in threes, 13 are 5 micro-batches: no multiple of the processes
+        name: Case(parallel={"schedule": name}, steps=4, micro=3)
+        for name in ("Interleaved1F1B", "LoopedBFS", "InterleavedZeroBubble", "ZBVZeroBubble", "DualPipeV")
+    },
+    "gradients in another order": Case(
+        sequences_first, nn.CrossEntropyLoss(), places_of, {"cuts": ["2", "3", "4"], "schedule": "ZBVZeroBubble"}, 4
+    ),
+    "a value of weights alone": Case(
+        Aside, parallel={"cuts": ["second", "third", "last"], "schedule": "InterleavedZeroBubble"}, steps=4
+    ),
+    "numbers cross": Case(
+        of_numbers, nn.CrossEntropyLoss(), tokens_of, {"cuts": ["1", "2", "3"], "schedule": "DualPipeV"}, 4
+    ),
+    "a loss with a parameter, later": Case(loss=Scaled(), parallel={"schedule": "DualPipeV"}, steps=4),
 }
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import engine_cases
 import pytest
+import resuming
 import torch
 from torch import Tensor, nn
 
 import wholebatch as wb
+from wholebatch.core.record import Observer
 
 
 def data() -> tuple[Tensor, Tensor]:
@@ -55,3 +58,28 @@ def test_each_process_brings_its_first_micro_batch(world: Any) -> None:
         small = sum(n * squared(one) for n, one in zip(counts, firsts, strict=True)) / sum(counts)
         by_hand = [math.sqrt(small), math.sqrt(squared(slice(0, 11))), sum(counts) / 2, 11]
         assert found == pytest.approx(by_hand, rel=1e-12)
+
+
+class Messages(Observer):
+    """What a run says at its end."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.said.append(text)
+
+
+def of_a_split_model(rank: int, size: int, folder: str) -> list[str]:
+    found = []
+    for number, parallel in enumerate(({"shard": 2}, {"tensor": 2, "plan": {"1": "colwise_whole"}}, {"pipeline": 2})):
+        told = Messages()
+        resuming.train(f"{folder}/{number}", epochs=1, observers=[told], parallel=parallel)
+        found += told.said
+    return found
+
+
+def test_a_split_model_says_why_there_is_no_noise_scale(world: Any, tmp_path: Path) -> None:
+    first, _ = world(2, of_a_split_model, str(tmp_path))
+    why = "the model is split over the processes: none has the whole gradient of a micro-batch"
+    assert first == [f"gradient noise scale: not measured ({why})"] * 3

@@ -348,3 +348,29 @@ def test_python_m_wholebatch_answers_mistakes_and_leaves_nothing(tmp_path):
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "wholebatch: 'binary.yaml' is not text in UTF-8; -c takes a YAML file\n"
     assert [path.name for path in tmp_path.iterdir()] == ["binary.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("processes", "setting", "said"),
+    [
+        ("4", "parallel.pipeline=3", "pipeline=3 make 3, but the number of processes is 4"),
+        ("3", "parallel.tensor=2", "3 processes would fit tensor=3 or data=3"),
+        ("4", "parallel.shard=8", "wholebatch train --processes 8"),
+        ("2", "parallel.schedule=gpipe", "says nothing without pipeline="),
+    ],
+)
+def test_what_processes_cannot_do_is_said_once_before_they_start(call, processes: str, setting: str, said: str) -> None:
+    code, _, errors = call("train", "digits", "--processes", processes, setting)
+    assert code == 2
+    assert errors.count("\n") == 1
+    assert said in errors
+    assert "process 0" not in errors
+
+
+def test_of_those_that_found_one_mistake_the_first_says_it(call, monkeypatch) -> None:
+    waited = []
+    monkeypatch.setattr(cli, "time", types.SimpleNamespace(sleep=waited.append))
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        assert call("train", "nothing")[0] == 2
+    assert waited == [2.0]

@@ -73,6 +73,8 @@ def _run(words: list[str]) -> int:
     except PeerError as error:
         return _follow(error)
     except (InputError, InputTypeError) as error:
+        if os.environ.get(_RANK, "0") != "0":
+            time.sleep(_SECOND)  # mostly all have found it: the first one says it, and the launcher stops the others
         return _fail(str(error), MISTAKE)
     except (NonFiniteError, FencedError) as error:
         return _fail(str(error), BUG)

@@ -96,6 +96,9 @@ def _launch(config: Config, arguments: list[str], workers: _Workers) -> None:
         return
     from wholebatch.config.build import check_names
     from wholebatch.parallel import launch
+    from wholebatch.parallel.choose import check
+    from wholebatch.runs import parallel_of
 
     check_names(config)
+    check(parallel_of(config), processes)
     sys.exit(launch(arguments, processes, restarts))

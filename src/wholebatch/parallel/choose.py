@@ -13,7 +13,7 @@ from wholebatch.core.errors import ConfigError, InputError, nearest
 from wholebatch.core.processes import Processes
 from wholebatch.parallel import workers
 from wholebatch.parallel.mesh import Layout, mesh_of
-from wholebatch.parallel.pipeline import pipeline_of
+from wholebatch.parallel.pipeline import asked, pipeline_of
 from wholebatch.parallel.replicate import DdpEngine, gives_sparse
 from wholebatch.parallel.shard import ShardEngine
 from wholebatch.parallel.tensor import TensorEngine
@@ -69,6 +69,25 @@ def engine(parallel: Any = "auto", model: nn.Module | None = None, group: Any = 
     return _splitting(layout, said, name, model, here, group)
 
 
+def check(parallel: Any, size: int) -> None:
+    """Refuse what ``size`` processes cannot do, whatever the model is: before they are started.
+
+    Raises:
+        ConfigError: as :func:`engine` does.
+    """
+    logical = workers.asked(parallel)
+    if logical is not None:
+        Layout.of({"data": parallel.get("data", "auto")}, size)
+        return
+    said = _said(parallel)
+    layout = Layout.of(said, size)
+    name = _name(said)
+    if layout.pipeline > 1:
+        asked(layout, said, name)
+    elif not layout.only_data:
+        _check_split(layout, name)
+
+
 def step_for(parallel: Any = "auto") -> Callable[..., Step]:
     """Return what makes the step that ``parallel`` asks for: :class:`wholebatch.Step`, or one of local steps."""
     logical = workers.asked(parallel)
@@ -94,13 +113,7 @@ def _splitting(
 ) -> Engine:
     if layout.pipeline > 1:
         return pipeline_of(layout, said, name, model, here)
-    if layout.shard > 1 and layout.tensor > 1:
-        raise ConfigError(
-            f"parallel: shard={layout.shard} with tensor={layout.tensor} is not available in this version; combine one "
-            "of them with data"
-        )
-    if name != "auto":
-        raise ConfigError(f"parallel: engine={name!r} is for data alone; leave it out, or leave shard and tensor out")
+    _check_split(layout, name)
     if model is None:
         raise ConfigError(f"parallel: {dict(said)} splits the model; give it: engine(…, model)")
     if group is not None:
@@ -110,6 +123,16 @@ def _splitting(
     if layout.tensor > 1:
         return TensorEngine(mesh, model, said.get("plan"))
     return ShardEngine(mesh, model, said.get("reshard") or "step")
+
+
+def _check_split(layout: Layout, name: str) -> None:
+    if layout.shard > 1 and layout.tensor > 1:
+        raise ConfigError(
+            f"parallel: shard={layout.shard} with tensor={layout.tensor} is not available in this version; combine one "
+            "of them with data"
+        )
+    if name != "auto":
+        raise ConfigError(f"parallel: engine={name!r} is for data alone; leave it out, or leave shard and tensor out")
 
 
 def adopt(optimizer: Any, made: Engine) -> None:

@@ -35,11 +35,11 @@ class Leaves:
 
 
 def flat(values: Any) -> Leaves:
-    """Take nested values apart."""
+    """Take nested values apart; their tensors are as torch can send them."""
     tensors: list[Tensor] = []
 
     def slot(tensor: Tensor) -> _Slot:
-        tensors.append(tensor)
+        tensors.append(tensor.contiguous())
         return _Slot(len(tensors) - 1)
 
     rest = pytree.tree_map_only(Tensor, slot, values)
@@ -49,3 +49,11 @@ def flat(values: Any) -> Leaves:
 def rebuilt(tensors: Sequence[Tensor], like: Leaves) -> Any:
     """Put ``tensors`` together as ``like`` was."""
     return pytree.tree_map_only(_Slot, lambda slot: tensors[slot.number], like.rest)
+
+
+def received(tensor: Tensor) -> Tensor:
+    """Return a copy of what came from another stage, whose gradient is given back contiguous."""
+    copy = tensor.clone()
+    if copy.requires_grad:
+        copy.register_hook(Tensor.contiguous)
+    return copy

@@ -358,6 +358,8 @@ class LocalStep(Step):
 class _Unmeasured(NoiseScale):
     """Workers' steps are no micro-batches of one step, so that nothing tells the noise."""
 
+    unmeasured = "logical workers that step by themselves have no gradient of the whole batch to compare with"
+
     @property
     def due(self) -> bool:
         """Never."""

@@ -23,6 +23,7 @@ from wholebatch.step.over_processes import Totals, add_totals, kind_of, sum_grad
 
 ONE_STAGE = ("gpipe", "1f1b")
 LOOPED = ("interleaved1f1b", "loopedbfs", "interleavedzerobubble")
+IN_ROUNDS = ("interleaved1f1b", "interleavedzerobubble")  # of as many micro-batches as there are processes
 V_SHAPED = ("zbvzerobubble", "dualpipev")
 SCHEDULES = (*ONE_STAGE, *LOOPED, *V_SHAPED)
 
@@ -30,7 +31,14 @@ SCHEDULES = (*ONE_STAGE, *LOOPED, *V_SHAPED)
 def pipeline_of(
     layout: Layout, said: Mapping[str, Any], name: str, model: nn.Module | None, here: Processes
 ) -> PipelineEngine:
-    """Return the engine that ``parallel=`` with ``pipeline`` means.
+    """Return the engine that ``parallel=`` with ``pipeline`` means; see :func:`asked` for what is refused."""
+    schedule, cuts = asked(layout, said, name)
+    device = next((p.device.type for p in model.parameters()), "cpu") if model is not None else "cpu"
+    return PipelineEngine(mesh_of(layout, here, device), schedule, cuts)
+
+
+def asked(layout: Layout, said: Mapping[str, Any], name: str) -> tuple[str, list[str] | None]:
+    """Return the schedule and the cuts that ``said`` asks for.
 
     Raises:
         ConfigError: an unknown schedule, another number of cuts than it needs, or what a pipeline does not go with.
@@ -55,8 +63,7 @@ def pipeline_of(
             f"parallel: cuts={cuts} make {len(cuts) + 1} stages, but pipeline={layout.pipeline} with the schedule "
             f"{schedule} has {stages}; name {stages - 1} modules, each the first of a stage"
         )
-    device = next((p.device.type for p in model.parameters()), "cpu") if model is not None else "cpu"
-    return PipelineEngine(mesh_of(layout, here, device), schedule, cuts)
+    return schedule, cuts
 
 
 class PipelineEngine:
@@ -92,6 +99,11 @@ class PipelineEngine:
         size = self.pipe.size
         turn, place = divmod(stage, size)
         return size - 1 - place if self.schedule in V_SHAPED and turn % 2 else place
+
+    def micro_batches(self, number: int) -> int:
+        """Return how many micro-batches the schedule takes, where a window has ``number``; the rest are empty."""
+        number = max(number, self.count)
+        return -(-number // self.pipe.size) * self.pipe.size if self.schedule in IN_ROUNDS else number
 
     def passes(self, *arguments: Any, **options: Any) -> PipelinePasses:
         """Return what runs the micro-batches of a step."""

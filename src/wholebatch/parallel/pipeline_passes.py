@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 
 from wholebatch.core import tree
 from wholebatch.core.errors import BatchError, ConfigError, InputError, LossError, PeerError
-from wholebatch.parallel.leaves import flat, rebuilt
+from wholebatch.parallel.leaves import flat, rebuilt, received
 from wholebatch.parallel.pipeline_schedule import Schedules
 from wholebatch.parallel.stages import Stage, Stages, Window
 from wholebatch.step.gradient import GradientAccumulator
@@ -75,7 +75,7 @@ class PipelinePasses:
         self._device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self._draws = StageDraws(seed, self._device) if keyed else None
         self._stages = Stages(engine, model, loss, optimizer, self._draws, precision, axis)
-        self._schedules = Schedules(engine, self._device, self.forward, lambda: accumulator.scale)
+        self._schedules = Schedules(engine, self._device, self.forward, loss.module, lambda: accumulator.scale)
         self._signature: int | None = None
         self._window: Window = []
         self._position, self._weigh = 0, False
@@ -180,7 +180,7 @@ class PipelinePasses:
                 raise PeerError(f"process {rank} failed: {reason}")
 
     def _run(self) -> None:
-        number = max(len(self._window), self._engine.count)
+        number = self._engine.micro_batches(len(self._window))
         schedule = self._schedules.of(number, list(self._stages.own.values()))
         self._error = None
         if self.promise.at_risk and 0 in self._stages.own and (len(self._window) > 1 or self._engine.samples.size > 1):
@@ -244,7 +244,7 @@ class PipelinePasses:
     def _values(self, stage: Stage, args: Sequence[Tensor], piece: Any, samples: int) -> list[Any]:
         """What enters a stage; not as it was received, since a part may work in place, which a leaf does not allow."""
         if stage.number:
-            values: list[Any] = rebuilt([arg.clone() for arg in args], stage.entering)
+            values: list[Any] = rebuilt([received(arg) for arg in args], stage.entering)
             return values
         size = self._stages.size
         call = self._stages.call_of(piece if samples == size else tree.fill(piece, samples, size, self._axis))

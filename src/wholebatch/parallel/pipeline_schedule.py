@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from wholebatch.parallel.leaves import Leaves
+from wholebatch.parallel.stage_module import SPLIT_BACKWARD, StageModule, weights_at_once
 from wholebatch.parallel.stages import Stage
 
 if TYPE_CHECKING:
@@ -26,13 +27,20 @@ class Schedules:
         engine: says which schedule, and who has which stage.
         device: of the model.
         forward: ``forward(stage, args, number)`` runs a stage on the micro-batch of that number.
+        loss: its module, whose weights are the last stage's; None where it has none.
         upstream: ``upstream()`` is what backward begins with: what every gradient is multiplied by.
     """
 
     def __init__(
-        self, engine: PipelineEngine, device: torch.device, forward: Forward, upstream: Callable[[], float]
+        self,
+        engine: PipelineEngine,
+        device: torch.device,
+        forward: Forward,
+        loss: nn.Module | None,
+        upstream: Callable[[], float],
     ) -> None:
-        self._engine, self._device, self._forward, self._upstream = engine, device, forward, upstream
+        self._engine, self._device, self._forward = engine, device, forward
+        self._loss, self._upstream = loss, upstream
         self._kept: dict[int, Any] = {}
 
     def clear(self) -> None:
@@ -51,17 +59,18 @@ class Schedules:
         from torch.distributed.pipelining import PipelineStage
         from torch.distributed.pipelining.schedules import PipelineScheduleSingle, get_schedule_class
 
-        engine = self._engine
+        engine, splits = self._engine, self._engine.schedule in SPLIT_BACKWARD
         scalar = torch.zeros((), device=self._device, requires_grad=True)
         stages = [
             PipelineStage(
-                _StageModule(self._forward, stage),
+                StageModule(self._forward, stage, self._loss, splits),
                 stage.number,
                 engine.count,
                 self._device,
                 input_args=(torch.arange(1),) if stage.number == 0 else _like(stage.entering),
                 output_args=(scalar,) if stage.last else _like(stage.leaving),
                 group=engine.pipe.group,
+                dw_builder=weights_at_once(stage.entering) if splits else None,
             )
             for stage in own
         ]
@@ -71,22 +80,6 @@ class Schedules:
 
     def _scaled(self, loss_sum: Tensor, target: Tensor) -> Tensor:
         return loss_sum * self._upstream()
-
-
-class _StageModule(nn.Module):
-    """What torch calls: it has the stage's modules and parameters."""
-
-    def __init__(self, run: Forward, stage: Stage) -> None:
-        super().__init__()
-        self.parts = nn.ModuleList(stage.part.modules())
-        own = {id(parameter) for parameter in self.parts.parameters()}
-        fetched = [t for t in stage.part.tensors() if isinstance(t, nn.Parameter) and id(t) not in own]
-        self.fetched = nn.ParameterList(fetched)
-        self._run = run
-        self._stage = stage
-
-    def forward(self, *args: Tensor, number: Tensor) -> Any:
-        return self._run(self._stage, args, int(number))
 
 
 def _like(leaves: Leaves) -> tuple[Tensor, ...]:

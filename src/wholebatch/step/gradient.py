@@ -19,7 +19,7 @@ from wholebatch.step.logical import PerWorker
 from wholebatch.step.losses import weighted_sum
 from wholebatch.step.options import check_clip_norm, check_held, check_model, check_nonfinite, check_optimizer
 from wholebatch.step.over_processes import Totals
-from wholebatch.step.parts import agree, local
+from wholebatch.step.parts import UNMEASURED, agree, local
 from wholebatch.step.precision import step_in_own_dtype, sum_in_float32
 from wholebatch.step.reductions import Divisor
 from wholebatch.step.report import StepReport, gradients_of, norm_of
@@ -65,6 +65,8 @@ class GradientAccumulator:
         self._per_worker = engine is not None and isinstance(engine, PerWorker)
         self.samples = 0
         self.noise = NoiseScale()
+        if self._engine.world is not None or self._stages is not None:
+            self.noise.unmeasured = UNMEASURED
         self.parameters: list[Tensor] = []
         self._sums: list[Tensor] = []
         self._weights: list[Divisor] = []

@@ -20,6 +20,8 @@ from wholebatch.core.processes import Processes
 SPLIT = "split_by_wholebatch"  # an attribute of a model, of the kind Split
 ORDER = "order_of_rows"  # an attribute of a parameter whose rows are dealt out in another order than the whole one's
 
+UNMEASURED = "the model is split over the processes: none has the whole gradient of a micro-batch"  # of the noise scale
+
 _heads: list[
     tuple[int, int]
 ] = []  # within attention of which this process computes some heads: its number, of how many

@@ -50,7 +50,7 @@ class NoiseScale:
     """An estimate of the gradient noise scale, in samples, over about the last hundred steps that were added.
 
     ``windows`` counts the steps that were made, whether they were added or not. What is added may be on a device: it
-    is read when somebody asks, or many at a time.
+    is read when somebody asks, or many at a time. ``unmeasured`` says why nothing was added, where that is so.
 
     >>> noise = NoiseScale()
     >>> for step in range(20):
@@ -58,6 +58,8 @@ class NoiseScale:
     >>> round(noise.value, 1), [round(end, 1) for end in noise.interval]
     (11.2, [9.5, 13.3])
     """
+
+    unmeasured = "it takes several micro-batches or processes, and a loss that adds up over samples"
 
     def __init__(self, decay: float = DECAY) -> None:
         self.decay = decay
@@ -125,6 +127,7 @@ class NoiseScale:
     def copy(self) -> Self:
         """Return it as it is now; nothing is read."""
         other = type(self)(self.decay)
+        other.unmeasured = self.unmeasured
         other.windows, other._sums, other._waiting = self.windows, dict(self._sums), list(self._waiting)
         return other
 
@@ -153,10 +156,7 @@ class NoiseScale:
         """
         found, interval = self.value, self.interval
         if self.windows and not self.measured:
-            return (
-                "gradient noise scale: not measured (it takes several micro-batches or processes, and a loss that adds "
-                "up over samples)"
-            )
+            return f"gradient noise scale: not measured ({self.unmeasured})"
         if found is None or interval is None:
             return "gradient noise scale: not known yet (too few steps, or too much noise for an estimate)"
         low, high = (_rounded(end) for end in interval)
