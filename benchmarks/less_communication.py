@@ -4,6 +4,7 @@
     python -m benchmarks.less_communication arithmetic  # bytes counted, times computed; for a machine that is busy
     python -m benchmarks.less_communication accuracy digits [seeds [part of a way's name]]
     python -m benchmarks.less_communication accuracy cifar10    # WHOLEBATCH_DATA says where the data set is
+    python -m benchmarks.less_communication late digits [seeds]  # late gradients, without momentum
 
 ``link`` makes two network namespaces with one virtual cable between them, limits both ends of it with ``tc`` (a token
 bucket), and starts one process in each. Bytes are what the kernel counted at the first one's end, sent and received,
@@ -19,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ import wholebatch as wb
 
 Parallel = Any
 H = 8
+PLAIN, LATE = "plain all-reduce", "gradients 1 step late"
 GENTLE = {"diloco": {"lr": 0.4, "momentum": 0.6}}  # an outer step as long as the mean's, in the long run
 LINKS = {"10 Mb/s": "10mbit", "100 Mb/s": "100mbit", "1 Gb/s": "1gbit", "no limit": ""}
 
@@ -44,9 +47,9 @@ def modes(workers: int) -> dict[str, Parallel]:
         f"DiLoCo, {H} local steps": {"local_steps": H, "outer": "diloco"},
         f"DiLoCo, {H} local steps, lr 0.4, momentum 0.6": {"local_steps": H, "outer": GENTLE},
         f"{H} local steps, one round late": {"local_steps": H, "overlap": True},
-        "gradients 1 step late": {"stale": 1},
+        LATE: {"stale": 1},
     }
-    return {"plain all-reduce": "flat", **{name: {"workers": workers, **ways} for name, ways in some.items()}}
+    return {PLAIN: "flat", **{name: {"workers": workers, **ways} for name, ways in some.items()}}
 
 
 def begun_later(workers: int, start: int) -> dict[str, Parallel]:
@@ -165,7 +168,7 @@ def link() -> None:
     """Print bytes per step, and a table of link speed against time per step."""
     found = {name: _over_link(rate, 20.0 if rate == "10mbit" else 3.0) for name, rate in LINKS.items()}
     last = found["no limit"]
-    plain = last["plain all-reduce"][0]
+    plain = last[PLAIN][0]
     print(f"\n| way | kB sent per process and step | of plain | ms per step: {' | '.join(LINKS)} |")
     print("|---|---|---|" + "---|" * len(LINKS))
     for name, (sent, _) in last.items():
@@ -203,14 +206,27 @@ WORKERS = 4
 TOGETHER = {"digits": 100, "cifar10": 650}  # a third of the steps
 
 
-def _digits(parallel: Parallel, seed: int) -> float:
+@dataclass(frozen=True)
+class Training:
+    """How it is trained: by AdamW, with this momentum."""
+
+    lr: float
+    epochs: int
+    momentum: float = 0.9
+
+
+USUAL = {"digits": Training(5e-3, 25), "cifar10": Training(3e-3, 5)}
+WITHOUT_MOMENTUM = {"digits": Training(5e-3, 25, 0.0), "cifar10": Training(5e-4, 10, 0.0)}
+
+
+def _digits(parallel: Parallel, seed: int, how: Training) -> float:
     model = wb.models.build("small_cnn", seed=seed)
     train, test = wb.data.digits("train"), wb.data.digits("test")
-    return _trained(model, train, test, parallel, seed, 5e-3, 25)
+    return _trained(model, train, test, parallel, seed, how)
 
 
-def _cifar10(parallel: Parallel, seed: int) -> float:
-    """Five epochs of all 50,000 images; 1,955 steps."""
+def _cifar10(parallel: Parallel, seed: int, how: Training) -> float:
+    """All 50,000 images; five epochs are 1,955 steps."""
     options = {"in_channels": 3, "image_size": 32, "width": 8}
     model = wb.models.build("small_cnn", seed=seed, **options)
     sets = [wb.data.cifar10(split) for split in ("train", "test")]
@@ -218,18 +234,19 @@ def _cifar10(parallel: Parallel, seed: int) -> float:
     for one in sets:
         x, y = one.take(torch.arange(len(one)))
         arrays.append((x.float() / 128 - 1 if x.dtype is torch.uint8 else x, y))
-    return _trained(model, arrays[0], arrays[1], parallel, seed, 3e-3, 5)
+    return _trained(model, arrays[0], arrays[1], parallel, seed, how)
 
 
-def _trained(model: nn.Module, train: Any, test: Any, parallel: Parallel, seed: int, lr: float, epochs: int) -> float:
+def _trained(model: nn.Module, train: Any, test: Any, parallel: Parallel, seed: int, how: Training) -> float:
+    lr, betas = how.lr, (how.momentum, 0.999)
     loader = wb.data.BatchLoader(train, 128, seed=seed)
     wb.train(
         model,
         loader,
         loss=nn.CrossEntropyLoss(),
-        optimizer=torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.05),
-        epochs=epochs,
-        schedule=wb.CosineScheduler(epochs * len(loader), base_lr=lr, warmup_steps=10),
+        optimizer=torch.optim.AdamW(model.parameters(), lr=lr, betas=betas, weight_decay=0.05),
+        epochs=how.epochs,
+        schedule=wb.CosineScheduler(how.epochs * len(loader), base_lr=lr, warmup_steps=10),
         seed=seed,
         parallel=parallel,
         display=False,
@@ -239,16 +256,25 @@ def _trained(model: nn.Module, train: Any, test: Any, parallel: Parallel, seed: 
 
 def accuracy(data: str, seeds: int, only: str) -> None:
     """Print the accuracy of each way, the mean of some seeds, and its difference to plain."""
-    torch.set_num_threads(1)
-    run = {"digits": _digits, "cifar10": _cifar10}[data]
     ways = {**modes(WORKERS), **begun_later(WORKERS, TOGETHER[data])}
     wanted = {name: parallel for name, parallel in ways.items() if only in name or name.startswith("plain")}
+    _table(data, seeds, wanted, USUAL[data])
+
+
+def late(data: str, seeds: int) -> None:
+    """Print the accuracy of late gradients beside plain, both without momentum."""
+    _table(data, seeds, {name: modes(WORKERS)[name] for name in (PLAIN, LATE)}, WITHOUT_MOMENTUM[data])
+
+
+def _table(data: str, seeds: int, wanted: dict[str, Parallel], how: Training) -> None:
+    torch.set_num_threads(1)
+    run = {"digits": _digits, "cifar10": _cifar10}[data]
     found: dict[str, list[float]] = {name: [] for name in wanted}
     for seed in range(seeds):
         for name, parallel in wanted.items():
-            found[name].append(run(parallel, seed))
+            found[name].append(run(parallel, seed, how))
             print(f"seed {seed}, {name}: {found[name][-1]:.2f}", file=sys.stderr, flush=True)
-    plain = statistics.mean(found["plain all-reduce"])
+    plain = statistics.mean(found[PLAIN])
     print(f"| way | accuracy on {data}, mean of {seeds} | each | difference |\n|---|---|---|---|")
     for name, values in found.items():
         each = ", ".join(f"{value:.2f}" for value in values)
@@ -265,5 +291,7 @@ if __name__ == "__main__":
         link()
     elif what == "accuracy":
         accuracy(rest[0], int(rest[1]) if len(rest) > 1 else 3, rest[2] if len(rest) > 2 else "")
+    elif what == "late":
+        late(rest[0], int(rest[1]) if len(rest) > 1 else 3)
     else:
         sys.exit(__doc__)
