@@ -8,8 +8,8 @@ import pytest
 
 from wholebatch.cli.main import main
 
-VIT = ["model=vit", "model.width=16", "model.depth=2", "model.heads=4", "parallel.tensor=2"]
-VIT += ["--processes", "8", "--link", "10Gb/s", "--samples-per-second", "1000"]
+LINK = ["--processes", "8", "--link", "10Gb/s", "--samples-per-second", "1000"]
+VIT = ["model=vit", "model.width=16", "model.depth=2", "model.heads=4", "parallel.tensor=2", *LINK]
 
 
 def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
@@ -102,7 +102,7 @@ def test_many_processes_with_split_layers(capsys: pytest.CaptureFixture[str]) ->
         (["--processes", "8", "--link", "1Gb/s", "parallel.tensor=2"], "tensor=2 needs a plan for SmallCNN"),
         ([*VIT, "--shard", "2"], "shard=2 with tensor=2 is not available in this version"),
         ([*VIT, "parallel.pipeline=2"], "pipeline=2 with tensor=2 is not available in this version"),
-        ([*VIT, "model.heads=1"], "1 heads cannot be shared by 2 processes alike"),
+        (["model=vit", "model.heads=3", "parallel.tensor=2", *LINK], "3 heads cannot be shared by 2 processes alike"),
         ([*VIT, "--processes", "9"], "9 processes are no multiple of shard=1 × pipeline=1 × tensor=2 = 2"),
         (["--processes", "9", "--link", "1Gb/s", "parallel.shard=2"], "9 processes are no multiple of shard=2"),
         (["--processes", "9", "--link", "1Gb/s", "--shard", "2"], "9 processes are no multiple of shard=2"),

@@ -71,7 +71,7 @@ class Answer:
             rate,
             latency=asked.latency * 1e-6,
             crossing=crossing,
-            group=self._group(config, parts),
+            group=None if config.parallel.tensor == 1 else self._group(config, parts),
             micro_batch=None if micro == "auto" else int(micro),
         )
 
@@ -95,10 +95,6 @@ class Answer:
 
     @staticmethod
     def _group(config: Config, parts: Parts) -> TensorGroup:
-        from wholebatch.step.tensor_group import TensorGroup
-
-        if config.parallel.tensor == 1:
-            return TensorGroup()
         from wholebatch.parallel.tensor_cost import exchanged
 
         said = config.parallel

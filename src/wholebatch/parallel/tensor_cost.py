@@ -15,7 +15,7 @@ from wholebatch.step.precision import autocast
 from wholebatch.step.tensor_group import TensorGroup
 
 _FORWARD = {"rowwise": "sum", "colwise_whole": "gather", "sequence": "gather"}  # of the output
-_BACKWARD = {"colwise": "sum", "colwise_whole": "sum", "sequence": "gather"}  # of the input's gradient, where it has one
+_BACKWARD = {"colwise": "sum", "colwise_whole": "sum", "sequence": "gather"}  # of the input's gradient
 
 
 def exchanged(model: nn.Module, plan: Any, inputs: Any, size: int, precision: str = "fp32") -> TensorGroup:

@@ -1,6 +1,7 @@
 """What a step costs on many processes, by arithmetic from one process's measured time and the bytes that travel.
 
-With N = data × shard × pipeline × tensor processes, G bytes of gradients and P of parameters, one process sends in one step:
+With N = data × shard × pipeline × tensor processes, G bytes of gradients and P of parameters, one process sends in a
+step:
 
 =====================  ==============================================================================================
 gradients              2 (D − 1)/D · G / (S K), a ring all-reduce over the D along data (P. Patarasuk and X. Yuan, 2009)
@@ -11,8 +12,9 @@ tensor group           (T − 1)/T · samples · (2 U + V): U bytes a sample are
 
 The link carries so many bytes a second each way, and each of the 2 (D − 1) + 2 (S − 1) hops of a ring waits a latency.
 Gradients travel while the backward pass of the last micro-batch runs, which is two thirds of its time; the rest is
-waited for. What a tensor group exchanges is not hidden; its processes each have a part of the layers that are split,
-and gradients of that part. A pipeline of K stages waits K − 1 micro-batches to fill and to drain (Y. Huang et al., GPipe, 2019).
+waited for. A pipeline of K stages waits K − 1 micro-batches to fill and to drain (Y. Huang et al., GPipe, 2019). What
+a tensor group exchanges is not hidden; each of its processes has, computes and sends gradients of a part of the layers
+that are split.
 """
 
 from __future__ import annotations
@@ -144,11 +146,11 @@ class Cluster:
         *,
         latency: float = 20e-6,
         crossing: int = 0,
-        group: TensorGroup = TensorGroup(),
+        group: TensorGroup | None = None,
         micro_batch: int | None = None,
     ) -> None:
         self.plan, self.speed, self.rate, self.latency = plan, speed, bytes_per_second, latency
-        self.crossing, self.group, self.micro_batch = crossing, group, micro_batch
+        self.crossing, self.group, self.micro_batch = crossing, group or TensorGroup(), micro_batch
 
     def forecast(self, layout: Layout, batch_size: int) -> Forecast:
         """Return what a step of ``batch_size`` samples costs."""

@@ -116,7 +116,7 @@ def test_links() -> None:
     with pytest.raises(ConfigError, match="10 processes are no multiple of shard=4"):
         Layout.of(10, shard=4)
     assert Layout.of(12, tensor=3) == Layout(4, tensor=3)
-    with pytest.raises(ConfigError, match="10 processes are no multiple of .* tensor=4 = 4"):
+    with pytest.raises(ConfigError, match=r"10 processes are no multiple of .* tensor=4 = 4"):
         Layout.of(10, tensor=4)
     for other in ("shard", "pipeline"):
         with pytest.raises(ConfigError, match=f"{other}=2 with tensor=2 is not available"):
