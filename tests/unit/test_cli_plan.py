@@ -8,6 +8,9 @@ import pytest
 
 from wholebatch.cli.main import main
 
+LINK = ["--processes", "8", "--link", "10Gb/s", "--samples-per-second", "1000"]
+VIT = ["model=vit", "model.width=16", "model.depth=2", "model.heads=4", "parallel.tensor=2", *LINK]
+
 
 def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
     with pytest.raises(SystemExit) as stopped:
@@ -74,13 +77,33 @@ def test_many_processes_in_a_layout(capsys: pytest.CaptureFixture[str]) -> None:
     assert many["seconds_a_sample"] > 0  # measured
 
 
+def test_many_processes_with_split_layers(capsys: pytest.CaptureFixture[str]) -> None:
+    """4 tokens of 16 numbers: each of 4 branches and of 4 norms sends them, forward and backward."""
+    code, out, _ = run(capsys, *VIT, "batch_size=4096")
+    assert code == 0
+    assert "8 processes (data 4, tensor 2)" in out
+    assert "of the parameters are split; what that sends within the group takes" in out
+    assert [line.split()[0] for line in out.splitlines() if line.endswith("%")] == ["2", "8"]
+    found = json.loads(run(capsys, *VIT, "batch_size=4096", "--json")[1])
+    many, tokens, norms = found["processes"], 8 * 4 * 16 * 4, 4 * 2 * 16 * 4
+    assert (many["data"], many["tensor"], many["samples"]) == (4, 2, 1024)
+    assert many["sent_activations"] == (1024 * (2 * tokens + tokens) + 2 * norms) // 2
+    split = 4 * 2 * (16 * 48 + 48 + 16 * 16 + 16 * 64 + 64 + 64 * 16)  # of both layers, bytes
+    assert many["sent_gradients"] == round(2 * 3 / 4 * (found["gradients"] - split / 2))
+    assert many["compute"] == pytest.approx(1.024 * (1 - split / found["parameters"] / 2))
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["--processes", "8"], "needs the speed of their links"),
         (["--link", "1Gb/s"], "say how many: --processes 8"),
         (["--processes", "8", "--link", "fast"], "expected a rate"),
-        (["--processes", "8", "--link", "1Gb/s", "parallel.tensor=2"], "is not planned in this version"),
+        (["--processes", "8", "--link", "1Gb/s", "parallel.tensor=2"], "tensor=2 needs a plan for SmallCNN"),
+        ([*VIT, "--shard", "2"], "shard=2 with tensor=2 is not available in this version"),
+        ([*VIT, "parallel.pipeline=2"], "pipeline=2 with tensor=2 is not available in this version"),
+        (["model=vit", "model.heads=3", "parallel.tensor=2", *LINK], "3 heads cannot be shared by 2 processes alike"),
+        ([*VIT, "--processes", "9"], "9 processes are no multiple of shard=1 × pipeline=1 × tensor=2 = 2"),
         (["--processes", "9", "--link", "1Gb/s", "parallel.shard=2"], "9 processes are no multiple of shard=2"),
         (["--processes", "9", "--link", "1Gb/s", "--shard", "2"], "9 processes are no multiple of shard=2"),
     ],
@@ -89,3 +112,4 @@ def test_half_a_question_is_refused(capsys: pytest.CaptureFixture[str], words: l
     code, _, errors = run(capsys, *words)
     assert code == 2
     assert said in errors
+    assert errors.count("\n") == 1

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from wholebatch.config.schema import Config
     from wholebatch.step import Plan
     from wholebatch.step.forecast import Cluster, Forecast, Layout, Speed
+    from wholebatch.step.tensor_group import TensorGroup
 
 _MEASURED = 32  # samples of the micro-batch that is timed, at most
 _GOOD = 0.9
@@ -58,13 +59,8 @@ class Answer:
         assert asked.link is not None
         self.asked, self.batch_size = asked, config.sizes().largest or config.sizes().first
         stages, micro = config.parallel.pipeline, config.resolved_micro_batch()
-        if config.parallel.tensor > 1:
-            raise ConfigError(
-                f"parallel.tensor={config.parallel.tensor}: what tensor parallel sends depends on the layers, "
-                "and is not planned in this version; leave it out"
-            )
         shard = asked.shard if asked.shard > 1 else config.parallel.shard
-        self.layout = Layout.of(asked.processes, shard, stages)
+        self.layout = Layout.of(asked.processes, shard, stages, config.parallel.tensor)
         rate = rate_of(asked.link)
         size = min(self.batch_size, _MEASURED if micro == "auto" else int(micro), len(parts.train_data))
         self.speed, self.how = self._speed(config, parts, size)
@@ -75,6 +71,7 @@ class Answer:
             rate,
             latency=asked.latency * 1e-6,
             crossing=crossing,
+            group=None if config.parallel.tensor == 1 else self._group(config, parts),
             micro_batch=None if micro == "auto" else int(micro),
         )
 
@@ -96,9 +93,16 @@ class Answer:
 
         return crossing_bytes(parts.model, _batch(parts, 2)[0], stages)
 
+    @staticmethod
+    def _group(config: Config, parts: Parts) -> TensorGroup:
+        from wholebatch.parallel.tensor_cost import exchanged
+
+        said = config.parallel
+        return exchanged(parts.model, said.plan, _batch(parts, 2)[0], said.tensor, parts.precision)
+
     def _rows(self) -> list[Forecast]:
         """The forecast of a few process counts up to the one asked for, in the same layout."""
-        fixed = self.layout.shard * self.layout.pipeline
+        fixed = self.layout.shard * self.layout.pipeline * self.layout.tensor
         counts = {1 if fixed == 1 else fixed, self.layout.processes}
         count = 8
         while count < self.layout.processes:
@@ -109,7 +113,7 @@ class Answer:
     def _of(self, processes: int) -> Layout:
         from wholebatch.step.forecast import Layout
 
-        return Layout.of(processes, self.layout.shard, self.layout.pipeline)
+        return Layout.of(processes, self.layout.shard, self.layout.pipeline, self.layout.tensor)
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as numbers for programs: bytes and seconds."""
@@ -150,10 +154,19 @@ class Answer:
                 for row in rows
             ],
             "",
+            *self._said_of_the_group(last),
             f"gradients travel {span(last.link)}; " + _said_of_hiding(hides, last),
             f"efficiency of {_GOOD:.0%} " + ("is out of reach" if good is None else f"from a batch of {good:,}"),
             "how this is worked out, and what it leaves out: the documentation's page on planning for many processes",
         ]
+
+    def _said_of_the_group(self, last: Forecast) -> list[str]:
+        if last.tensor == 1:
+            return []
+        passes = -(-last.samples // last.micro_batch)
+        seconds = self.cluster.activation_seconds(self.layout, last.samples, passes)
+        split = self.cluster.group.split
+        return [f"{split:.1%} of the parameters are split; what that sends within the group takes {span(seconds)}"]
 
 
 def _said_of_hiding(hides: int | None, last: Forecast) -> str:

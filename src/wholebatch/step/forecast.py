@@ -1,16 +1,20 @@
 """What a step costs on many processes, by arithmetic from one process's measured time and the bytes that travel.
 
-With N = data × shard × pipeline processes, G bytes of gradients and P of parameters, one process sends in one step:
+With N = data × shard × pipeline × tensor processes, G bytes of gradients and P of parameters, one process sends in a
+step:
 
 =====================  ==============================================================================================
 gradients              2 (D − 1)/D · G / (S K), a ring all-reduce over the D along data (P. Patarasuk and X. Yuan, 2009)
 sharding               (S − 1)/S · (P + G) / K: parameters gathered once a window, gradients scattered once
 stages                 2 · samples · A: what crosses a cut, forward and backward, A bytes a sample
+tensor group           (T − 1)/T · samples · (2 U + V): U bytes a sample are summed within it, V gathered, by rings
 =====================  ==============================================================================================
 
 The link carries so many bytes a second each way, and each of the 2 (D − 1) + 2 (S − 1) hops of a ring waits a latency.
 Gradients travel while the backward pass of the last micro-batch runs, which is two thirds of its time; the rest is
-waited for. A pipeline of K stages waits K − 1 micro-batches to fill and to drain (Y. Huang et al., GPipe, 2019).
+waited for. A pipeline of K stages waits K − 1 micro-batches to fill and to drain (Y. Huang et al., GPipe, 2019). What
+a tensor group exchanges is not hidden; each of its processes has, computes and sends gradients of a part of the layers
+that are split.
 """
 
 from __future__ import annotations
@@ -31,6 +35,7 @@ from wholebatch.core.errors import ConfigError
 from wholebatch.step.losses import bind
 from wholebatch.step.plan import Plan
 from wholebatch.step.precision import autocast
+from wholebatch.step.tensor_group import TensorGroup
 
 _BACKWARD = 2 / 3  # of the time of forward and backward
 _REPEATS = 5
@@ -62,24 +67,31 @@ class Layout:
     data: int
     shard: int = 1
     pipeline: int = 1
+    tensor: int = 1
 
     @classmethod
-    def of(cls, processes: int, shard: int = 1, pipeline: int = 1) -> Layout:
+    def of(cls, processes: int, shard: int = 1, pipeline: int = 1, tensor: int = 1) -> Layout:
         """Return the layout of so many processes, data taking what the others leave.
 
         Raises:
-            ConfigError: they are no divisor of the processes.
+            ConfigError: they are no divisor of the processes, or cannot be combined.
         """
-        if processes % (shard * pipeline):
-            raise ConfigError(
-                f"{processes} processes are no multiple of shard={shard} × pipeline={pipeline} = {shard * pipeline}"
-            )
-        return cls(processes // (shard * pipeline), shard, pipeline)
+        for name, number in {"shard": shard, "pipeline": pipeline}.items():
+            if number > 1 and tensor > 1:
+                raise ConfigError(
+                    f"parallel: {name}={number} with tensor={tensor} is not available in this version; combine one of "
+                    "them with data"
+                )
+        others = {"shard": shard, "pipeline": pipeline} | ({"tensor": tensor} if tensor > 1 else {})
+        if processes % math.prod(others.values()):
+            said = " × ".join(f"{name}={number}" for name, number in others.items())
+            raise ConfigError(f"{processes} processes are no multiple of {said} = {math.prod(others.values())}")
+        return cls(processes // math.prod(others.values()), shard, pipeline, tensor)
 
     @property
     def processes(self) -> int:
         """All of them."""
-        return self.data * self.shard * self.pipeline
+        return self.data * self.shard * self.pipeline * self.tensor
 
 
 @dataclass(frozen=True)
@@ -90,15 +102,17 @@ class Forecast:
     data: int
     shard: int
     pipeline: int
+    tensor: int
     batch_size: int
     samples: int
-    """Of one process, or of one pipeline."""
+    """Of one process, or of one pipeline or tensor group."""
     micro_batch: int
     memory: int
     """Bytes at the peak of a step."""
     sent_gradients: int
     """Bytes of gradients, and of parameters where they are sharded."""
     sent_activations: int
+    """Bytes that cross a pipeline's cut, or that a tensor group exchanges."""
     compute: float
     bubble: float
     link: float
@@ -120,6 +134,7 @@ class Cluster:
         bytes_per_second: that a process's link carries each way.
         latency: seconds of one message.
         crossing: bytes a sample that cross from one stage of a pipeline to the next.
+        group: what a tensor group exchanges; without it nothing is split, and nothing exchanged.
         micro_batch: samples that one forward sees, at most; None is all.
     """
 
@@ -131,10 +146,11 @@ class Cluster:
         *,
         latency: float = 20e-6,
         crossing: int = 0,
+        group: TensorGroup | None = None,
         micro_batch: int | None = None,
     ) -> None:
         self.plan, self.speed, self.rate, self.latency = plan, speed, bytes_per_second, latency
-        self.crossing, self.micro_batch = crossing, micro_batch
+        self.crossing, self.group, self.micro_batch = crossing, group or TensorGroup(), micro_batch
 
     def forecast(self, layout: Layout, batch_size: int) -> Forecast:
         """Return what a step of ``batch_size`` samples costs."""
@@ -147,6 +163,7 @@ class Cluster:
             data=layout.data,
             shard=layout.shard,
             pipeline=layout.pipeline,
+            tensor=layout.tensor,
             batch_size=batch_size,
             samples=samples,
             micro_batch=micro,
@@ -176,19 +193,24 @@ class Cluster:
         samples, micro = self._cut(layout, batch_size)
         shard, stages = layout.shard, layout.pipeline
         passes = math.ceil(samples / micro)
-        one = self.speed.seconds(micro) / stages
-        compute = (passes * self.speed.a_pass + samples * self.speed.a_sample) / stages
+        part = self.group.part(layout.tensor)  # every process runs every layer, but of those that are split a part
+        one = (self.speed.a_pass + micro * self.speed.a_sample * part) / stages
+        compute = (passes * self.speed.a_pass + samples * self.speed.a_sample * part) / stages
         waited = max(0.0, self.link_seconds(layout) - _BACKWARD * one)
-        if stages > 1:
-            waited += self._sent_activations(layout, samples) / self.rate + 2 * passes * self.latency
         return {
-            "compute": compute + self.speed.update / (shard * stages),
+            "compute": compute + self.speed.update * part / (shard * stages),
             "bubble": (stages - 1) * one,
-            "waited": waited,
+            "waited": waited + self.activation_seconds(layout, samples, passes),
         }
 
     def _sent_activations(self, layout: Layout, samples: int) -> int:
-        return 2 * samples * self.crossing if layout.pipeline > 1 else 0
+        crossing = 2 * samples * self.crossing if layout.pipeline > 1 else 0
+        return crossing + round(self.group.sent(layout.tensor, samples))
+
+    def activation_seconds(self, layout: Layout, samples: int, passes: int) -> float:
+        """Return the time that activations and their gradients travel, of ``samples`` in so many micro-batches."""
+        hops = (2 * passes if layout.pipeline > 1 else 0) + self.group.hops(layout.tensor, passes)
+        return self._sent_activations(layout, samples) / self.rate + hops * self.latency
 
     def sent_gradients(self, layout: Layout) -> int:
         """Return the bytes of gradients and parameters that a process sends in one step.
@@ -200,7 +222,7 @@ class Cluster:
         data, shard, stages = layout.data, layout.shard, layout.pipeline
         over_data = 2 * (data - 1) / data * self.plan.gradients / (shard * stages)
         sharded = (shard - 1) / shard * (self.plan.parameters + self.plan.gradients) / stages
-        return round(over_data + sharded)
+        return round((over_data + sharded) * self.group.part(layout.tensor))
 
     def link_seconds(self, layout: Layout) -> float:
         """Return the time that they take."""
@@ -210,12 +232,14 @@ class Cluster:
     def memory(self, layout: Layout, micro_batch: int, passes: int) -> int:
         """Return the bytes of one process at the peak, its share of what the plan counts.
 
-        A stage holds the activations of as many micro-batches as there are stages, at most (1F1B).
+        A stage holds the activations of as many micro-batches as there are stages, at most (1F1B). Those of a tensor
+        group's process are counted whole, although it has some columns, heads or tokens alone of some of them.
         """
         plan = self.plan
         always = plan.parameters + plan.gradients + plan.optimizer
         moving = plan.peak(micro_batch) - always
         held = min(passes, layout.pipeline)
+        always = round(always * self.group.part(layout.tensor))
         gathered = 0 if layout.shard == 1 else plan.parameters / layout.pipeline  # while a window runs
         return round(always / (layout.shard * layout.pipeline) + gathered + moving * held / layout.pipeline)
 
@@ -225,9 +249,10 @@ class Cluster:
         That is where the last backward pass takes as long as they do; a process's samples are one micro-batch there.
         """
         needed = self.link_seconds(layout) * layout.pipeline / _BACKWARD - self.speed.a_pass
-        samples = max(1, math.ceil(needed / self.speed.a_sample)) if self.speed.a_sample else 1
+        a_sample = self.speed.a_sample * self.group.part(layout.tensor)
+        samples = max(1, math.ceil(needed / a_sample)) if a_sample else 1
         fits = self.micro_batch if self.plan.memory is None else self.plan.largest()
-        if fits is not None and samples > fits and layout.shard == layout.pipeline == 1:
+        if fits is not None and samples > fits and layout.shard == layout.pipeline == layout.tensor == 1:
             return None
         return samples * layout.data * layout.shard
 

@@ -12,6 +12,7 @@ from wholebatch.core.errors import ConfigError
 from wholebatch.step import forecast
 from wholebatch.step.forecast import Cluster, Layout, Speed, measured, rate_of
 from wholebatch.step.plan import Plan
+from wholebatch.step.tensor_group import TensorGroup
 
 MB = 10**6
 
@@ -65,15 +66,35 @@ def test_a_pipeline_by_hand() -> None:
     assert cluster.forecast(Layout(1, shard=4), 80).memory == 100 * MB + 100 * MB + 10 * MB
 
 
+def test_a_tensor_group_by_hand() -> None:
+    """Half of the model is split over 4, so that each has 1/2 + 1/8 of it; 2 such groups share 80 samples."""
+    group = TensorGroup(summed=1000, gathered=400, sums=3, gathers=2, norms=8000, norm_sums=5, split=0.5)
+    cluster = Cluster(plan(), Speed(0.01, 0.001, 0.02), 1e9, latency=1e-3, group=group, micro_batch=10)
+    row = cluster.forecast(Layout(2, tensor=4), 80)
+    assert (row.processes, row.tensor, row.samples, row.micro_batch) == (8, 4, 40, 10)
+    assert row.sent_gradients == 62_500_000  # 2 · 1/2 of 5/8 of 100 MB
+    assert row.sent_activations == 84_000  # 3/4 of 40 · (2 · 1000 + 400) + 2 · 8000
+    assert row.memory == 250 * MB + 10 * MB  # 5/8 of 400 MB; the activations of 10 samples, whole
+    assert row.compute == pytest.approx(4 * 0.01 + 40 * 0.001 * 5 / 8 + 0.02 * 5 / 8)
+    assert row.link == pytest.approx(0.0625 + 2e-3)
+    waited_for_gradients = 0.0645 - 2 / 3 * (0.01 + 10 * 0.001 * 5 / 8)
+    assert row.waited == pytest.approx(waited_for_gradients + 84e3 / 1e9 + (4 * 3 * (2 * 3 + 2) + 3 * 2 * 5) * 1e-3)
+    assert row.bubble == 0
+    alone = cluster.forecast(Layout(8), 80)
+    assert (alone.tensor, alone.sent_activations, alone.memory) == (1, 0, 410 * MB)
+    assert row.efficiency == pytest.approx((8 * 0.01 + 0.08 + 0.02) / 8 / row.step)
+
+
 def test_the_batch_size_that_hides() -> None:
-    cluster = Cluster(plan(), Speed(0.01, 0.001), 1e9, latency=1e-5)
-    for layout in (Layout(8), Layout(1024), Layout(8, shard=4), Layout(8, pipeline=2)):
+    cluster = Cluster(plan(), Speed(0.01, 0.001), 1e9, latency=1e-5, group=TensorGroup(summed=1000, split=0.5))
+    for layout in (Layout(8), Layout(1024), Layout(8, shard=4), Layout(8, pipeline=2), Layout(8, tensor=2)):
         found = cluster.hides_from(layout)
         assert found is not None
         parts = layout.data * layout.shard
         link = cluster.link_seconds(layout)
         for size, hidden in ((found, True), (found - parts, False)):
-            backward = 2 / 3 * cluster.speed.seconds(size / parts) / layout.pipeline
+            part = 3 / 4 if layout.tensor == 2 else 1
+            backward = 2 / 3 * cluster.speed.seconds(size / parts * part) / layout.pipeline
             assert (backward >= link) is hidden
     assert Cluster(plan(500 * MB), Speed(0, 0.001), 1e9).hides_from(Layout(8)) is None  # 100 samples fit; 263 would do
     assert Cluster(plan(), Speed(0, 0.001), 1e9, micro_batch=100).hides_from(Layout(8)) is None
@@ -94,6 +115,12 @@ def test_links() -> None:
             rate_of(wrong)
     with pytest.raises(ConfigError, match="10 processes are no multiple of shard=4"):
         Layout.of(10, shard=4)
+    assert Layout.of(12, tensor=3) == Layout(4, tensor=3)
+    with pytest.raises(ConfigError, match=r"10 processes are no multiple of .* tensor=4 = 4"):
+        Layout.of(10, tensor=4)
+    for other in ("shard", "pipeline"):
+        with pytest.raises(ConfigError, match=f"{other}=2 with tensor=2 is not available"):
+            Layout.of(8, tensor=2, **{other: 2})
 
 
 class Slow(nn.Module):
