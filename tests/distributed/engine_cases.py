@@ -15,12 +15,20 @@ from torch.utils.checkpoint import checkpoint
 import wholebatch as wb
 from wholebatch.core import cuts
 from wholebatch.parallel import replicate
+from wholebatch.step import over_processes
 
-ENGINES = {"flat": 8, "ddp": 8, "ddp, many buckets": 1e-4}  # name: MB of DistributedDataParallel's buckets
+# name: bytes of a bucket, and of a gradient that travels by itself
+ENGINES = {
+    "flat": (8 << 20, 1 << 20),
+    "flat, many buckets": (100, 100),
+    "ddp": (8 << 20, 1 << 20),
+    "ddp, many buckets": (100, 100),
+}
 
 
 def engine(name: str) -> Any:
-    replicate.BUCKET_MB = ENGINES[name]  # type: ignore[assignment]
+    over_processes.BUCKET_BYTES, over_processes.ALONE_BYTES = ENGINES[name]
+    replicate.BUCKET_MB = ENGINES[name][0] / 2**20  # type: ignore[assignment]
     return wb.parallel.engine(name.partition(",")[0])
 
 
