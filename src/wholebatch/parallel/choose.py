@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import nn
 
 from wholebatch.core import processes
+from wholebatch.core.device import device_of
 from wholebatch.core.errors import ConfigError, InputError, nearest
 from wholebatch.core.processes import Processes
 from wholebatch.parallel import workers
@@ -118,7 +118,7 @@ def _splitting(
         raise ConfigError(f"parallel: {dict(said)} splits the model; give it: engine(…, model)")
     if group is not None:
         raise ConfigError(f"parallel: {dict(said)} lays out all processes; leave group= out")
-    device = next((parameter.device.type for parameter in model.parameters()), "cpu")
+    device = device_of(model).type
     mesh = mesh_of(layout, here, device)
     if layout.tensor > 1:
         return TensorEngine(mesh, model, said.get("plan"))
@@ -184,5 +184,5 @@ def _faster(model: nn.Module | None) -> str:
         return "flat"
     if any(is_half(parameter) for parameter in model.parameters()):
         return "flat"
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    device = device_of(model)
     return "flat" if device.type == "cpu" else "ddp"

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from wholebatch.core import tree
+from wholebatch.core.device import device_of
 from wholebatch.core.errors import BatchError, ConfigError, InputError, LossError, PeerError
 from wholebatch.parallel.leaves import flat, rebuilt, received
 from wholebatch.parallel.pipeline_schedule import Schedules
@@ -72,7 +73,7 @@ class PipelinePasses:
         self.promise = Promise(model, says=engine.data.rank == 0)
         self._engine, self._loss, self._accumulator = engine, loss, accumulator
         self._micro_batch, self._precision, self._axis = micro_batch, precision, axis
-        self._device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        self._device = device_of(model)
         self._draws = StageDraws(seed, self._device) if keyed else None
         self._stages = Stages(engine, model, loss, optimizer, self._draws, precision, axis)
         self._schedules = Schedules(engine, self._device, self.forward, loss.module, lambda: accumulator.scale)

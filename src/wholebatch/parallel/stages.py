@@ -17,6 +17,7 @@ from torch import Tensor, distributed, nn
 from torch.optim import Optimizer
 
 from wholebatch.core import tree
+from wholebatch.core.device import device_of
 from wholebatch.core.errors import InputError, LossError, PeerError
 from wholebatch.parallel.balance import measured_cuts
 from wholebatch.parallel.leaves import Leaves, flat, rebuilt
@@ -73,7 +74,7 @@ class Stages:
     ) -> None:
         self._engine, self._model, self._loss, self._optimizer = engine, model, loss, optimizer
         self._draws, self._precision, self._axis = draws, precision, axis
-        self._device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        self._device = device_of(model)
         self._divided = False
         self._error: Exception | None = None
         self.own: dict[int, Stage] = {}

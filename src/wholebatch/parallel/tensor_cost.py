@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from wholebatch.core import tree
+from wholebatch.core.device import device_of
 from wholebatch.parallel.tensor import ways_of
 from wholebatch.step.precision import autocast
 from wholebatch.step.tensor_group import TensorGroup
@@ -42,7 +43,7 @@ def exchanged(model: nn.Module, plan: Any, inputs: Any, size: int, precision: st
     counted = copy.deepcopy(model).train()
     for name, way in ways.items():
         counted.get_submodule(name).register_forward_hook(_counting(way, moved))
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    device = device_of(model)
     with torch.enable_grad(), torch.random.fork_rng(devices=[]), autocast(precision, device):
         counted(tree.to_device(inputs, device))
     samples = tree.count(inputs)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import nn
 
+from wholebatch.core.device import device_of
 from wholebatch.core.errors import OutOfMemoryError
 from wholebatch.core.processes import Processes
 from wholebatch.step import redo
@@ -49,7 +49,7 @@ class Attempts:
         redoes: bool,
         travels: bool,
     ) -> None:
-        device = next((p.device for p in modules[0].parameters()), torch.device("cpu"))
+        device = device_of(modules[0])
         self._beginning = redo.Beginning(modules, device)
         self._processes, self._passes, self._accumulator = processes, passes, accumulator
         self._cutting, self._size, self._finder, self._bitwise = cutting, cutting.size, finder, bitwise

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from wholebatch.core import cuts, tree
+from wholebatch.core.device import device_of
 from wholebatch.core.errors import WholebatchError
 from wholebatch.step.available import available, resident
 from wholebatch.step.costs import Cost, bounds_by_cost, costs_of
@@ -150,7 +151,7 @@ class Finder:
     ) -> None:
         self._model, self._optimizer, self._loss, self._passes = model, optimizer, loss, passes
         self._precision, self._axis = precision, axis
-        self._device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        self._device = device_of(model)
         self._least = 2 if passes.promise.batch_norms else 1
 
     def find(self, batch: Any, samples: int, measure: bool) -> int:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from wholebatch.core import keys, tree
+from wholebatch.core.device import device_of
 from wholebatch.core.errors import BatchError
 from wholebatch.core.processes import Processes
 from wholebatch.step.bitwise import Bitwise
@@ -61,7 +62,7 @@ class Passes:
         self._accumulator = accumulator
         self._processes = processes
         self._axis = axis
-        self._device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        self._device = device_of(model)
         self.draws = Draws(seed, self._device) if keyed else None
         self._bitwise = bitwise
         if bitwise is not None:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from wholebatch.core.device import device_of
 from wholebatch.core.errors import ConfigError
 
 _deterministic: Any = torch.utils.deterministic
@@ -95,7 +96,7 @@ def check_workspace(device: torch.device) -> None:
 
 def pinned_facts(model: nn.Module, optimizer: Optimizer, micro_batch: int, threads: int) -> dict[str, Any]:
     """Return, in plain words, what the bits depend on beside code, data, seed and batch size."""
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = device_of(model)
     kind = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
     if device.type == "cuda":
         kind = torch.cuda.get_device_name(device)

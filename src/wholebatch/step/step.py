@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from wholebatch.core import processes, tree
+from wholebatch.core.device import device_of
 from wholebatch.core.errors import ConfigError, InputError
 from wholebatch.core.processes import Processes
 from wholebatch.step import losses, placing, redo
@@ -146,7 +147,7 @@ class Step:
         self._loss = losses.bind(loss)
         if bitwise:
             check_model_bitwise(model, self._loss)
-            check_workspace(next((p.device for p in model.parameters()), torch.device("cpu")))
+            check_workspace(device_of(model))
         if self._lockstep is not None and self._loss.coupled:
             raise ConfigError("a WholeBatchLoss is not available in this version where the model is split like this")
         self._axis = batch_axis

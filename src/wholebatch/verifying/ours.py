@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from wholebatch.core import tree
+from wholebatch.core.device import device_of
 from wholebatch.core.errors import InputTypeError, PromiseWarning, WrongStepError
 from wholebatch.core.processes import Alone, Processes
 from wholebatch.step import Step, losses
@@ -191,7 +192,7 @@ class _Runs:
         for module in (model, loss):
             if isinstance(module, nn.Module) and self._dtype is not None:
                 module.to(self._dtype)
-        device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+        device = device_of(model)
         return model, loss, tree.to_device(fresh([self._batch_given], self._dtype)[0], device)
 
     def _step(self, size: int) -> tuple[Vector, list[str]]:
