@@ -58,6 +58,18 @@ class _Done:
         """Return at once."""
 
 
+class _Elsewhere:
+    """A sum of what was moved to another device for it."""
+
+    def __init__(self, work: Pending, moved: Tensor, tensor: Tensor) -> None:
+        self._work, self._moved, self._tensor = work, moved, tensor
+
+    def wait(self) -> None:
+        """Return when the sum is where the tensor was."""
+        self._work.wait()
+        self._tensor.copy_(self._moved)
+
+
 class Alone:
     """One process."""
 
@@ -105,10 +117,11 @@ class Group:
         return tensor.copy_(moved)
 
     def begin_sum_(self, tensor: Tensor) -> Pending:
-        """Begin to add ``tensor``, on the group's own device, over all processes, in place."""
-        work = distributed.all_reduce(tensor, group=self.group, async_op=True)
+        """Begin to add ``tensor`` over all processes, in place; it may lie on any device."""
+        moved = tensor if tensor.device.type == self._device.type else tensor.to(self._device)
+        work = distributed.all_reduce(moved, group=self.group, async_op=True)
         assert work is not None
-        return work
+        return work if moved is tensor else _Elsewhere(work, moved, tensor)
 
     def copy_from_first_(self, tensor: Tensor) -> None:
         """Make ``tensor``, on any device, on every process what it is on rank 0, in place."""

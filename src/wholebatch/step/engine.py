@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from wholebatch.core.processes import Processes
-from wholebatch.step.over_processes import Totals, add_totals, kind_of, sum_gradients
+from wholebatch.step.over_processes import Totals, begin_gradients, begin_totals, kind_of, sum_gradients
+from wholebatch.step.redo import RanOut, free
 from wholebatch.step.report import gradients_of, norm_of
 
 
@@ -92,7 +93,12 @@ class HasStages(Protocol):
 
 
 class Flat:
-    """Backward is local; then totals and flags travel in one buffer, and the gradients in buckets."""
+    """Backward is local; then totals and flags travel in one buffer, and the gradients in buckets, at once.
+
+    Which gradients there are is known when the flags have come. Not to wait for them, a window begins with those that
+    there were in the window before, on any process; what turns out to be otherwise is mended afterwards. A process
+    that failed takes part with whatever it has.
+    """
 
     overlaps = False
     sums_alone = False
@@ -103,6 +109,7 @@ class Flat:
     def __init__(self, processes: Processes) -> None:
         self.processes = processes
         self._parameters: Sequence[Tensor] = ()
+        self._before: Sequence[str] = ()  # of what kind the gradients of the last window were, over all processes
 
     def begin(self, parameters: Sequence[Tensor], model: nn.Module) -> None:
         """Keep the parameters."""
@@ -117,8 +124,23 @@ class Flat:
         return norm_of(gradients_of(self._parameters))
 
     def finish(self, own: Totals, error: BaseException | None) -> Totals:
-        """Sum the totals, then the gradients."""
-        kinds = [kind_of(parameter.grad) for parameter in self._parameters]
-        whole, kinds = add_totals(self.processes, own, kinds, error)
-        sum_gradients(self.processes, self._parameters, kinds)
+        """Sum the totals and the gradients."""
+        parameters = self._parameters
+        expected = self._before if len(self._before) == len(parameters) else ["none"] * len(parameters)
+        if isinstance(error, RanOut):
+            free()  # what takes part in the place of gradients that are missing needs room
+        totals = begin_totals(self.processes, own, [kind_of(parameter.grad) for parameter in parameters], error)
+        gradients = begin_gradients(self.processes, parameters, expected)
+        try:
+            whole, kinds = totals()
+        finally:  # nothing is under way any more when an error is seen
+            sums = gradients()
+        rest: list[tuple[Tensor, str]] = []
+        for parameter, kind, total in zip(parameters, kinds, sums, strict=True):
+            if kind == "dense" and total is not None:
+                parameter.grad = total
+            elif kind != "none":
+                rest.append((parameter, kind))
+        sum_gradients(self.processes, [parameter for parameter, _ in rest], [kind for _, kind in rest])
+        self._before = kinds
         return whole

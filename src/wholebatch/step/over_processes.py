@@ -1,6 +1,6 @@
-"""A window's sums over all processes: first counts and flags in float64, then the gradients in their own dtype.
+"""A window's sums over all processes: counts and flags in float64, and the gradients in their own dtype.
 
-The first buffer is float64, since counts in float32 break at 2^24. It holds a flag per parameter that says
+The buffer of the former is float64, since counts in float32 break at 2^24. It holds a flag per parameter that says
 whether this process has a gradient for it (without, a parameter that is used nowhere would get a gradient of zeros,
 and so decay, on several processes and not on one), and a flag that says whether this process failed, so that
 every process raises and none waits for ever.
@@ -9,7 +9,7 @@ every process raises and none waits for ever.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
@@ -25,7 +25,7 @@ BUCKET_BYTES = 8 << 20
 # One as large as this travels by itself, from where it is: gathering it would cost more than a collective does.
 ALONE_BYTES = 1 << 20
 
-_FLAGS = {"none": 0.0, "dense": 1.0, "sparse": 1.0}  # a sparse one adds the number of processes, so that sums tell
+_FLAGS = {"none": 0.0, "dense": 1.0, "sparse": 1.0}  # a dense one adds the number of processes, so that sums tell
 
 
 def same_start(processes: Processes, tensors: Sequence[tuple[str, Tensor]]) -> None:
@@ -73,26 +73,40 @@ class Totals:
 def add_totals(
     processes: Processes, own: Totals, kinds: Sequence[str], error: BaseException | None
 ) -> tuple[Totals, list[str]]:
-    """Return the totals of all processes, and of what kind the gradient of each parameter is on any of them.
+    """Return the totals of all processes, and of what kind the gradient of each parameter is over all of them.
 
-    The kinds are "none", "dense" and "sparse"; ``kinds`` are this process's own (:func:`kind_of`).
+    The kinds are "none", "dense" and "sparse"; ``kinds`` are this process's own (:func:`kind_of`). What is dense in
+    one process is dense in the sum.
 
     Raises:
         PeerError: another process failed; this one's own ``error`` is raised where it has one.
         RanOut: nobody failed otherwise, but memory ran out on some process.
     """
-    flags = [_FLAGS[kind] + processes.size * (kind == "sparse") for kind in kinds]
+    return begin_totals(processes, own, kinds, error)()
+
+
+def begin_totals(
+    processes: Processes, own: Totals, kinds: Sequence[str], error: BaseException | None
+) -> Callable[[], tuple[Totals, list[str]]]:
+    """Begin :func:`add_totals`; what is returned waits for it, and returns and raises as it does."""
+    flags = [_FLAGS[kind] + processes.size * (kind == "dense") for kind in kinds]
     short = isinstance(error, RanOut)
     wrong = [float(error is not None and not short), float(short)]
     sums = [own.loss, own.weight, own.samples, own.micro_batches, own.small, own.first, own.firsts]
-    found = processes.sum_(torch.tensor([*sums, *wrong, *flags], dtype=torch.float64)).tolist()
-    loss, weight, samples, micro_batches, small, first, firsts, failed, ran_out, *counts = found
-    if failed:
-        raise_together(processes, None if short else error)
-    if ran_out:
-        raise error if error is not None else RanOut
-    whole = Totals(loss, weight, int(samples), int(micro_batches), small, first, firsts)
-    return whole, [_kind(count, processes.size) for count in counts]
+    buffer = torch.tensor([*sums, *wrong, *flags], dtype=torch.float64)
+    pending = processes.begin_sum_(buffer)
+
+    def totals() -> tuple[Totals, list[str]]:
+        pending.wait()
+        loss, weight, samples, micro_batches, small, first, firsts, failed, ran_out, *counts = buffer.tolist()
+        if failed:
+            raise_together(processes, None if short else error)
+        if ran_out:
+            raise error if error is not None else RanOut
+        whole = Totals(loss, weight, int(samples), int(micro_batches), small, first, firsts)
+        return whole, [_kind(count, processes.size) for count in counts]
+
+    return totals
 
 
 def raise_together(processes: Processes, error: BaseException | None) -> None:
@@ -110,33 +124,52 @@ def kind_of(gradient: Tensor | None) -> str:
 
 
 def _kind(flags: float, size: int) -> str:
-    return "none" if flags == 0 else "sparse" if flags > size else "dense"
+    return "none" if flags == 0 else "dense" if flags > size else "sparse"
 
 
 def sum_gradients(processes: Processes, parameters: Sequence[Tensor], kinds: Sequence[str]) -> None:
-    """Add the gradients over all processes, in place; a process without one gives zeros."""
+    """Make the gradients their sums over all processes; one that is of another kind here, or missing, is made one."""
+    sums = begin_gradients(processes, parameters, kinds)
     for parameter, kind in zip(parameters, kinds, strict=True):
-        if kind != "none" and parameter.grad is None:
-            parameter.grad = _zeros(parameter, kind)
-        if kind == "sparse" and parameter.grad is not None and not parameter.grad.is_sparse:
-            parameter.grad = parameter.grad.to_sparse(1)
-    gradients = [p.grad for p in parameters if p.grad is not None]
+        if kind == "sparse":
+            own = _zeros(parameter).to_sparse(1) if parameter.grad is None else parameter.grad
+            parameter.grad = _sum_sparse(processes, own)
+    for parameter, total in zip(parameters, sums(), strict=True):
+        if total is not None:
+            parameter.grad = total
+
+
+def begin_gradients(
+    processes: Processes, parameters: Sequence[Tensor], kinds: Sequence[str]
+) -> Callable[[], list[Tensor | None]]:
+    """Begin to add the gradients of kind "dense" over all processes, in place where this process has a dense one.
+
+    Returns:
+        What waits for the sums and returns them, None for the gradients of other kinds. ``.grad`` itself stays.
+    """
+    sums = [_dense(parameter) if kind == "dense" else None for parameter, kind in zip(parameters, kinds, strict=True)]
     under_way = []
-    for bucket in _buckets([g for g in gradients if not g.is_sparse]):
+    for bucket in _buckets([one for one in sums if one is not None]):
         flat = bucket[0].view(-1) if len(bucket) == 1 and bucket[0].is_contiguous() else _flat(bucket)
         under_way.append((processes.begin_sum_(flat), flat, bucket))
-    for parameter in parameters:
-        if parameter.grad is not None and parameter.grad.is_sparse:
-            parameter.grad = _sum_sparse(processes, parameter.grad)
-    for pending, flat, bucket in under_way:
-        pending.wait()
-        if flat.data_ptr() != bucket[0].data_ptr():
-            torch._foreach_copy_(bucket, _views(flat, bucket))
+
+    def summed() -> list[Tensor | None]:
+        for pending, flat, bucket in under_way:
+            pending.wait()
+            if flat.data_ptr() != bucket[0].data_ptr():
+                torch._foreach_copy_(bucket, _views(flat, bucket))
+        return sums
+
+    return summed
 
 
-def _zeros(parameter: Tensor, kind: str) -> Tensor:
-    zeros = torch.zeros_like(parameter, dtype=parameter.grad_dtype or parameter.dtype)
-    return zeros.to_sparse(1) if kind == "sparse" else zeros
+def _dense(parameter: Tensor) -> Tensor:
+    gradient = parameter.grad
+    return _zeros(parameter) if gradient is None else gradient.to_dense() if gradient.is_sparse else gradient
+
+
+def _zeros(parameter: Tensor) -> Tensor:
+    return torch.zeros_like(parameter, dtype=parameter.grad_dtype or parameter.dtype)
 
 
 def _buckets(gradients: Sequence[Tensor]) -> list[list[Tensor]]:
