@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,28 @@ def test_killed_or_frozen(tmp_path: Path, number: int, code: int, said: str) -> 
     assert (found, said in errors) == (code, True), errors
     assert "Traceback" not in errors
     assert took < LIMIT + (PATIENCE if number == signal.SIGSTOP else 0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has gone")
+@pytest.mark.timeout(180)
+def test_the_launcher_is_killed(tmp_path: Path) -> None:
+    with train(tmp_path, "checkpoint_every=1000000 steps") as process:
+        assert "1/100000" in process.stdout.readline()
+        ranks = workers(process.pid)
+        process.known.update(ranks)
+        assert len(ranks) == 3
+        process.kill()
+        wait_for(lambda: not any(map(runs, ranks)), LIMIT, "they train on")
+        process.communicate(timeout=10)
+    assert (tmp_path / "run" / "checkpoints" / "latest").exists()  # saved because of it
+
+
+def runs(pid: int) -> bool:
+    """Whether a process runs: one that ended and that nobody has waited for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 SMALL = ["model=vit", "model.width=12", "model.depth=1", "model.heads=3", "model.patch=4", "data=digits"]

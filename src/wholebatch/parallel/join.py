@@ -15,6 +15,7 @@ from wholebatch.core.errors import InputError, LostError
 from wholebatch.core.launched import restarts_allowed
 from wholebatch.core.processes import Processes, everyone
 from wholebatch.parallel.lost import lost
+from wholebatch.parallel.orphans import stop_without_launcher
 
 SHARING = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
 TIMEOUT = "WHOLEBATCH_TIMEOUT"
@@ -37,6 +38,7 @@ def init(timeout: float | None = None) -> Processes:
         InputError: part of torchrun's environment is missing, or the timeout is no number of seconds.
         LostError: the others did not come.
     """
+    stop_without_launcher()
     _warn_of_shared_store()
     size = os.environ.get("WORLD_SIZE")
     if not distributed.is_available() or distributed.is_initialized() or size is None or size == "1":

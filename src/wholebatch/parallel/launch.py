@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from wholebatch.core.errors import ConfigError
 from wholebatch.parallel.join import SHARING
+from wholebatch.parallel.orphans import LAUNCHER
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
@@ -38,7 +39,7 @@ def launch(arguments: Sequence[str], processes: int, max_restarts: int = 0) -> i
     for name, value, least in (("--processes", processes, 1), ("--max-restarts", max_restarts, 0)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ConfigError(f"{name} {value!r}: expected a whole number, {least} or more")
-    with _store_of_its_own(), _requests_to_save_handed_on():
+    with _said_to_workers(), _requests_to_save_handed_on():
         return _watched(arguments, processes, max_restarts)
 
 
@@ -140,17 +141,22 @@ def _exit_code(code: int) -> int:
 
 
 @contextmanager
-def _store_of_its_own() -> Iterator[None]:
-    """The workers' store apart from the agent's: with a shared one, torch's default, most elastic restarts hang."""
-    before = os.environ.get(SHARING)
-    os.environ[SHARING] = "1"
+def _said_to_workers() -> Iterator[None]:
+    """Set what the workers' environment says.
+
+    Their store is apart from the agent's: with a shared one, torch's default, most elastic restarts hang.
+    """
+    said = {SHARING: "1", LAUNCHER: str(os.getpid())}
+    before = {name: os.environ.get(name) for name in said}
+    os.environ.update(said)
     try:
         yield
     finally:
-        if before is None:
-            del os.environ[SHARING]
-        else:
-            os.environ[SHARING] = before
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 @contextmanager
