@@ -13,6 +13,7 @@ from torch.utils.data import TensorDataset
 
 import wholebatch as wb
 from wholebatch.data import BatchLoader
+from wholebatch.step.micro_batch_size import Finder
 
 
 def data(samples=30):
@@ -193,3 +194,28 @@ def test_evaluate_takes_the_loaders_batch_size_or_its_own():
     assert sizes == [13, 13, 4, 20, 10, 512, 88]
     with pytest.raises(wb.ConfigError, match="'tpu'"):
         wb.evaluate(model, data(), device="tpu")
+
+
+class Tight(nn.Module):
+    """Has memory for six samples, also where nothing is kept for a backward."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+        self.tested = set()
+
+    def forward(self, x):
+        if len(x) > 6:
+            raise torch.OutOfMemoryError("injected")
+        if not self.training:
+            self.tested.add(len(x))
+        return self.layer(x)
+
+
+def test_no_more_is_tested_at_once_than_fits(monkeypatch):
+    monkeypatch.setattr(Finder, "find", lambda *_, **__: 6)  # on a machine with so little memory
+    model = Tight()
+    history = train(model, batch_size=16, micro_batch="auto", eval_data=data())
+    assert len(history.records) > 0
+    assert model.tested
+    assert max(model.tested) <= 6
