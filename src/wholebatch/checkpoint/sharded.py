@@ -243,7 +243,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _member(kind: Any, name: str) -> Any:
-    """``getattr``, by which the first releases of Python 3.11 pickle an enumeration's member, for the one known here."""
+    """``getattr``, by which the first releases of Python 3.11 pickle a member of an enumeration, for the one here."""
     if kind is not metadata._MEM_FORMAT_ENCODING:
         raise CheckpointError(f"the metadata of this checkpoint's shards asks for {name!r} of {kind!r}")
     return kind[name]
