@@ -89,7 +89,7 @@ class Keeper:
             InputTypeError: part of its state is something that a checkpoint cannot hold.
         """
         if run.step.split and not self._processes.exchange(isinstance(self._store, RemoteStore))[0]:
-            self._group = distributed.new_group(backend="gloo", timeout=_patience())
+            self._group = _group_to_save()
             store = self._store if isinstance(self._store, Store) else None
             self._background = Background(Together(store, Group(self._group)))
         state = self._state(run, {}) if self._background is not None or run.step.split else None
@@ -207,7 +207,8 @@ class Keeper:
             self._say(self._lines.popleft())
 
 
-def _patience() -> timedelta:
-    """How long processes wait for each other before they give up: as long as they do while training."""
+def _group_to_save() -> Any:
+    """A process group on the CPU, in which processes wait for each other as long as they do while training."""
     world: Any = distributed.group.WORLD
-    return world._get_backend(world._device_types[0]).options._timeout
+    patience: timedelta = world._get_backend(world._device_types[0]).options._timeout
+    return distributed.new_group(backend="gloo", timeout=patience, group_desc="wholebatch checkpoints")
