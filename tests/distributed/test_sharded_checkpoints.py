@@ -26,8 +26,10 @@ from torch import Tensor, distributed, nn
 from torch.distributed.tensor import DTensor
 
 from wholebatch import models, saved
-from wholebatch.checkpoint import Fence, Store, sharded
+from wholebatch.checkpoint import Fence, Part, Store, Together, sharded, take_out
 from wholebatch.cli import main as cli
+from wholebatch.core.errors import FencedError
+from wholebatch.core.processes import Group
 from wholebatch.step.parts import whole
 
 BAR = 1e-12
@@ -278,6 +280,49 @@ def test_a_disk_that_fails_in_one_process(
     assert results[1][1] == ""
     left = list((tmp_path / "run" / "checkpoints").glob(".*/*"))
     assert left == []
+
+
+def elsewhere(rank: int, size: int, folder: str) -> str:
+    """For rank 1 the staging folder is another machine's."""
+    write, said = sharded.write, io.StringIO()
+
+    def there(place: Path, *more: Any) -> Any:
+        return write(place.with_name("another machine") if rank else place, *more)
+
+    with mock.patch.object(sharded, "write", there), contextlib.redirect_stderr(said):
+        train(folder, {"shard": 2}, checkpoint_every="12 steps")
+    return said.getvalue()
+
+
+def test_a_folder_that_is_not_shared(world: Any, tmp_path: Path) -> None:
+    first, second = world(2, elsewhere, str(tmp_path / "run"))
+    (line,) = first.splitlines()
+    assert "process 1 does not find the folder, which has to be on a file system that all processes share" in line
+    assert second == ""
+    assert saved_steps(tmp_path / "run") == []
+
+
+def without_writing(rank: int, size: int, folder: str) -> Any:
+    """Save one step twice, then a step after the folder was taken over."""
+    said = []
+    fence = Fence.take(folder) if rank == 0 else None
+    store = Store(folder, fence=fence, say=said.append) if rank == 0 else None
+    together = Together(store, Group())
+    state, parts = take_out({"a": Part("a", (size, 2), torch.float32, (((rank, 0), torch.ones(1, 2)),))})
+    for step in (1, 1, 2):
+        if step == 2 and rank == 0:
+            Fence.take(folder).close()
+        try:
+            said.append(together.save(state, parts, step=step))
+        except FencedError as error:
+            said.append(type(error).__name__)
+    return said
+
+
+def test_where_nothing_is_written_all_know(world: Any, tmp_path: Path) -> None:
+    first, second = world(2, without_writing, str(tmp_path / "run"))
+    assert second == [True, True, "FencedError"]
+    assert first == second
 
 
 def blocked(rank: int, size: int, folder: str) -> Any:

@@ -55,7 +55,8 @@ class Keeper:
         self._processes, self._every, self._limit, self._say, self._clock = processes, every, time_limit, say, clock
         self._store = store
         self._background = None if store is None else Background(store)
-        self._group: Any = None  # of the processes that save together
+        self._in_parts = False  # whether all processes save together, each its parts
+        self._group: Any = None  # in which they do
         self._first = processes.rank == 0
         self._signals = Signals()
         self._lines: deque[str] = deque() if lines is None else lines
@@ -88,13 +89,16 @@ class Keeper:
         Raises:
             InputTypeError: part of its state is something that a checkpoint cannot hold.
         """
-        if run.step.split and not self._processes.exchange(isinstance(self._store, RemoteStore))[0]:
+        at_url = isinstance(self._store, RemoteStore)
+        self._in_parts = run.step.split and not self._processes.exchange(at_url)[0]
+        if self._store is not None or run.step.split:
+            state, _ = take_out(self._state(run, {}))
+            if self._store is not None:
+                require_plain(state, "the run")
+        if self._in_parts:
             self._group = _group_to_save()
             store = self._store if isinstance(self._store, Store) else None
             self._background = Background(Together(store, Group(self._group)))
-        state = self._state(run, {}) if self._background is not None or run.step.split else None
-        if self._background is not None and state is not None:
-            require_plain(take_out(state)[0], "the run")
         self._latest = self._clock()
 
     def close(self) -> None:
@@ -200,7 +204,7 @@ class Keeper:
     def _state(self, run: Run, sums: dict[str, Any]) -> dict[str, Any]:
         """What is saved: in this process's parts where all save together."""
         with_history = self._store is not None and self._store.holds_history
-        return run.state(sums, with_history=with_history, in_parts=self._group is not None).to_dict()
+        return run.state(sums, with_history=with_history, in_parts=self._in_parts).to_dict()
 
     def _speak(self) -> None:
         while self._lines:

@@ -51,8 +51,8 @@ def state_in_parts():
     return {"model": model, "optimizer": {"state": {0: {"momentum": parts["optimizer.0.momentum"], "step": 4}}}}
 
 
-def save(store, group, step=1):
-    state, parts = take_out(state_in_parts())
+def save(store, group, step=1, **more):
+    state, parts = take_out({**state_in_parts(), **more})
     return Together(store, group).save(state, parts, step=step)
 
 
@@ -73,7 +73,7 @@ def test_the_layout(saved, hidden):
     marker = {"in shards": "model.weight", "shape": [7, 5], "dtype": "float64"}
     assert plain["model"]["weight"] == plain["model"]["tied"] == marker
     assert torch.equal(plain["model"]["plain"], torch.ones(3))
-    assert str(saved.run_dir).encode() not in (folder / "shards" / ".metadata").read_bytes()
+    assert b".staging" not in (folder / "shards" / ".metadata").read_bytes()  # which is gone when it is read
     assert hidden(saved.run_dir) == []
 
 
@@ -136,7 +136,10 @@ def flip(path):
 )
 def test_damage_is_seen(saved, group, said, file, damage, reason):
     assert save(saved, group, step=2)
-    damage(saved.folder / "step-00000002" / "shards" / file)
+    checkpoint = saved.newest()
+    damage(checkpoint.shards / file)
+    with pytest.raises(CheckpointError, match=f"is damaged .*{reason}"):
+        saved.load(checkpoint)
     assert saved.newest().step == 1
     assert len(said) == 1
     assert f"step-00000002 (shards/{file} {reason}" in said[0]
@@ -211,23 +214,29 @@ def test_hostile_metadata_runs_nothing(saved):
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "message"),
     [
-        lambda found: found.state_dict_metadata.update({"model.weight": metadata.BytesStorageMetadata()}),
-        lambda found: setattr(found, "state_dict_metadata", {"model.weight": metadata.StorageMeta()}),
-        lambda found: move(found, "../state.pt"),
-        lambda found: move(found, "/etc/passwd"),
-        lambda found: move(found, "__0_0.distcp", ["stream.zstd"]),
-        lambda found: setattr(found, "storage_data", None),
-        lambda found: setattr(found, "storage_data", {}),
+        (
+            lambda found: found.state_dict_metadata.update({"a": metadata.BytesStorageMetadata()}),
+            "BytesStorageMetadata",
+        ),
+        (
+            lambda found: setattr(found, "state_dict_metadata", {"a": metadata.StorageMeta()}),
+            "no description of tensors",
+        ),
+        (lambda found: move(found, "../state.pt"), "no description of tensors"),
+        (lambda found: move(found, "/etc/passwd"), "no description of tensors"),
+        (lambda found: move(found, "__0_0.distcp", ["stream.zstd"]), "no description of tensors"),
+        (lambda found: setattr(found, "storage_data", None), "cannot be read: AttributeError"),
+        (lambda found: setattr(found, "storage_data", {}), "cannot be read: KeyError"),
     ],
 )
-def test_metadata_that_points_elsewhere_is_refused(saved, change):
+def test_metadata_that_points_elsewhere_is_refused(saved, change, message):
     path = saved.newest().shards / ".metadata"
     found = pickle.loads(path.read_bytes())
     change(found)
     path.write_bytes(pickle.dumps(found))
-    with pytest.raises(CheckpointError):
+    with pytest.raises(CheckpointError, match=message):
         read_parts(path.parent, [Part.whole("model.weight", torch.zeros(7, 5).double())])
 
 
@@ -268,8 +277,8 @@ def fails(error):
     return failing
 
 
-@pytest.mark.parametrize("call", ["write", "fsync", "open"])
-def test_a_full_disk_leaves_what_there_was(saved, group, said, hidden, tree, monkeypatch, call):
+@pytest.mark.parametrize(("call", "rows"), [("write", 1), ("write", 300_000), ("fsync", 1), ("open", 1)])
+def test_a_full_disk_leaves_what_there_was(saved, group, said, hidden, tree, monkeypatch, call, rows):
     before = tree(saved.folder / "step-00000001")
     real = getattr(os, call)
 
@@ -281,7 +290,7 @@ def test_a_full_disk_leaves_what_there_was(saved, group, said, hidden, tree, mon
 
     with monkeypatch.context() as patch:
         patch.setattr(os, call, full)
-        assert save(saved, group, step=2) is False
+        assert save(saved, group, step=2, large=Part.whole("large", torch.zeros(rows, 8))) is False
     assert len(said) == 1
     assert "the checkpoint of step 2 could not be saved" in said[0]
     assert "process 0: No space left on device; the older ones stay" in said[0]
