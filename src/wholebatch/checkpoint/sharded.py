@@ -33,31 +33,38 @@ from torch.distributed.checkpoint import filesystem, metadata, planner
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex, TensorProperties
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
+from torch.futures import Future
 
 from wholebatch.checkpoint.durable import new_file
 from wholebatch.checkpoint.part import Part
 from wholebatch.core.errors import CheckpointError, PeerError
+from wholebatch.core.processes import Processes
 
 METADATA = ".metadata"
 _FILE = re.compile(r"__\d+_\d+\.distcp")
 
 
-def write(folder: Path, parts: Mapping[str, Part], group: Any) -> dict[str, dict[str, Any]]:
-    """Write what this process holds of ``parts`` into the empty ``folder``; all processes of ``group`` call it.
+def write(folder: Path, parts: Mapping[str, Part], processes: Processes) -> dict[str, dict[str, Any]]:
+    """Write what each process holds of its ``parts`` into the empty ``folder``; all processes call it.
 
     Returns:
-        Of each file that this process wrote, flushed, its ``sha256`` and ``size``.
+        Of every file, flushed, its ``sha256`` and ``size``.
 
     Raises:
         OSError: one process could not write; on all of them, naming that one.
-        PeerError: something else went wrong in one.
+        PeerError: something else went wrong in one; likewise.
     """
     writer = _Writer(folder)
     try:
-        dcp.save(dict(parts), storage_writer=writer, planner=_Saved(), process_group=group)
+        dcp.save(dict(parts), storage_writer=writer, planner=_Saved(), process_group=processes.group)
     except dcp.CheckpointException as failed:
-        raise _first(failed) from None
-    return writer.files.written
+        rank = min(failed.failures)
+        raise _failure(rank, _plain(failed.failures[rank][0])) from None
+    said = processes.gather((writer.files.written, writer.failed))
+    for rank, (_, error) in enumerate(said):
+        if error is not None:
+            raise _failure(rank, error)
+    return {name: entry for written, _ in said for name, entry in written.items()}
 
 
 def read(folder: Path, wanted: Iterable[Part]) -> None:
@@ -86,16 +93,21 @@ def read(folder: Path, wanted: Iterable[Part]) -> None:
         raise CheckpointError(f"{folder} cannot be read: {type(error).__name__}: {error}") from error
 
 
-def _first(failed: dcp.CheckpointException) -> Exception:
-    """What the first process that failed has met, for all."""
-    rank = min(failed.failures)
-    error, _ = failed.failures[rank]
+def _failure(rank: int, error: Exception) -> Exception:
+    """What a process has met, for all."""
     if isinstance(error, FileNotFoundError):
         reason = "does not find the folder, which has to be on a file system that all processes share"
         return FileNotFoundError(error.errno, f"process {rank} {reason}")
     if isinstance(error, OSError):
         return OSError(error.errno, f"process {rank}: {error.strerror or error}")
-    return PeerError(f"process {rank} failed: {type(error).__name__}: {error}")
+    return PeerError(f"process {rank} failed: {error}")
+
+
+def _plain(error: BaseException) -> Exception:
+    """An error that can be sent."""
+    if isinstance(error, OSError):
+        return OSError(error.errno, error.strerror or str(error))
+    return RuntimeError(f"{type(error).__name__}: {error}")
 
 
 # writing ----------------------------------------------------------------------------------------------
@@ -122,12 +134,30 @@ class _Files(filesystem.FileSystem):
 
 
 class _Writer(dcp.FileSystemWriter):
+    """Keeps what goes wrong: torch would send the others its traceback as well, which not every Python can pickle."""
+
     def __init__(self, folder: Path) -> None:
+        self.failed: Exception | None = None
         super().__init__(folder, sync_files=False, per_thread_copy_ahead=0, overwrite=False)
         self.fs = self.files = _Files()  # which flushes by itself
 
     def storage_meta(self) -> metadata.StorageMeta:
         return metadata.StorageMeta()  # without the path, which is another one when the checkpoint stands
+
+    def write_data(self, plan: planner.SavePlan, planner: planner.SavePlanner) -> Future[list[Any]]:
+        try:
+            return super().write_data(plan, planner)
+        except Exception as error:
+            self.failed = _plain(error)
+            nothing: Future[list[Any]] = Future()
+            nothing.set_result([])
+            return nothing
+
+    def finish(self, metadata: Metadata, results: list[list[Any]]) -> None:
+        try:
+            super().finish(metadata, results)
+        except Exception as error:
+            self.failed = self.failed or _plain(error)
 
 
 class _Saved(DefaultSavePlanner):

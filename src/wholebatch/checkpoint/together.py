@@ -77,7 +77,7 @@ class Together:
         self._tell(str(folder))
         found = self._write(folder, parts)
         sync_folder(folder)
-        return {f"{SHARDS}/{name}": entry for of_one in found for name, entry in of_one.items()}
+        return {f"{SHARDS}/{name}": entry for name, entry in found.items()}
 
     def _help(self, parts: Mapping[str, Part]) -> bool:
         """What the others do while the first one saves."""
@@ -93,12 +93,11 @@ class Together:
             raise FencedError(reason) if fenced else PeerError(f"process 0 failed: {reason}")
         return bool(saved)
 
-    def _write(self, folder: Path, parts: Mapping[str, Part]) -> list[dict[str, Any]]:
+    def _write(self, folder: Path, parts: Mapping[str, Part]) -> dict[str, dict[str, Any]]:
         from wholebatch.checkpoint import sharded
 
         with self._in_touch():
-            own = sharded.write(folder, parts, self._processes.group)
-            return self._processes.gather(own)
+            return sharded.write(folder, parts, self._processes)
 
     def _tell(self, item: Any) -> Any:
         """Return what the first process says."""

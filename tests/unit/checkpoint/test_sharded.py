@@ -277,14 +277,23 @@ def fails(error):
     return failing
 
 
-@pytest.mark.parametrize(("call", "rows"), [("write", 1), ("write", 300_000), ("fsync", 1), ("open", 1)])
-def test_a_full_disk_leaves_what_there_was(saved, group, said, hidden, tree, monkeypatch, call, rows):
+@pytest.mark.parametrize(
+    ("call", "file", "rows"),
+    [
+        ("write", "__0_0", 1),
+        ("write", "__0_0", 300_000),  # more than is collected before it is written
+        ("fsync", "__0_0", 1),
+        ("open", "__0_0", 1),
+        ("write", ".metadata.tmp", 1),
+    ],
+)
+def test_a_full_disk_leaves_what_there_was(saved, group, said, hidden, tree, monkeypatch, call, file, rows):
     before = tree(saved.folder / "step-00000001")
     real = getattr(os, call)
 
     def full(first, *more, **named):
         opened = str(first) if call == "open" else os.readlink(f"/proc/self/fd/{first}")
-        if "__0_0" in opened:
+        if file in opened:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return real(first, *more, **named)
 
@@ -333,6 +342,13 @@ def test_overtaken_while_writing(saved, group, monkeypatch):
 def test_what_is_no_failure_of_a_disk_is_raised(saved, group, monkeypatch):
     monkeypatch.setattr(under_test, "_to_write", fails(KeyError("a bug")))
     with pytest.raises(PeerError, match="process 0 failed: KeyError: 'a bug'"):
+        save(saved, group, step=2)
+    assert [one.step for one in saved.list()] == [1]
+
+
+def test_what_fails_while_writing_is_raised(saved, group, monkeypatch):
+    monkeypatch.setattr(under_test._Saved, "lookup_object", fails(MemoryError("no room")))
+    with pytest.raises(PeerError, match="process 0 failed: MemoryError: no room"):
         save(saved, group, step=2)
     assert [one.step for one in saved.list()] == [1]
 
