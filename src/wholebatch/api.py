@@ -138,7 +138,7 @@ def train(
             summed after backward), "ddp" (by DistributedDataParallel, during the last backward), or a mapping such as
             ``{"shard": 2}``, ``{"data": 2, "tensor": 2}`` or ``{"pipeline": 2, "schedule": "1f1b"}``
             (:func:`wholebatch.parallel.engine`). A model that is sharded or split by tensors stays so, one that was cut
-            into stages is whole again at the end; checkpoints in the run folder are always whole. A mapping with
+            into stages is whole again at the end; checkpoints go on in any other layout. A mapping with
             ``workers`` sends less and changes the result: see "Less communication" in the documentation.
         bitwise: every bit of the weights, the losses and the counts is a function of code, data, seed, ``batch_size``
             and ``micro_batch``, which has to be a number, on any number of processes (:class:`Step`). Evaluation cuts

@@ -171,7 +171,7 @@ def _beginning(
     run: Path | Url, checkpoint: Checkpoint, kept: RunFolder | None, allow: Sequence[str], say: Say
 ) -> Beginning:
     """What was saved, and the history up to there."""
-    state = RunState.from_dict(store_at(run, say=say).load(checkpoint))
+    state = RunState.from_dict(store_at(run, say=say).load(checkpoint, whole=False))
     records: list[Record] = []
     lines = []
     if isinstance(state.history, list):
@@ -189,4 +189,4 @@ def _beginning(
             for line in [*lines, *more]:
                 say(line)
 
-    return Beginning(state, records, tuple(allow), accepted)
+    return Beginning(state, records, checkpoint.shards, tuple(allow), accepted)

@@ -18,7 +18,8 @@ import wholebatch as wb
 from wholebatch import models, saved
 from wholebatch.core.processes import Alone
 from wholebatch.step.engine import Flat
-from wholebatch.step.parts import whole, whole_model, whole_optimizer
+from wholebatch.step.parts import whole
+from wholebatch.step.split_state import model_state, optimizer_state
 
 BAR = 1e-12
 # by processes: the long ones where two ways are combined
@@ -239,11 +240,11 @@ def of_whom(rank: int, size: int) -> Any:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     engine = wb.parallel.engine({"shard": size}, model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    kept = whole_model(model.state_dict(), model)
+    kept = model_state(model, in_parts=False)
     assert {name: value.shape for name, value in kept.items()} == {name: value.shape for name, value in before.items()}
     same = rank == 0 and all(torch.equal(kept[name], before[name]) for name in before)
     wb.Step(model, optimizer, nn.CrossEntropyLoss(), micro_batch=2, engine=engine)(batch((4,)))
-    momenta = [entry["momentum_buffer"] for entry in whole_optimizer(optimizer)["state"].values()]
+    momenta = [entry["momentum_buffer"] for entry in optimizer_state(optimizer, in_parts=False)["state"].values()]
     return same, {value.device.type for value in kept.values()}, {value.device.type for value in momenta}
 
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from typing import Any, Self
 
+from wholebatch.checkpoint.part import Part, take_out
 from wholebatch.checkpoint.remote_store import RemoteStore
 from wholebatch.checkpoint.snapshot import Snapshot, require_plain
 from wholebatch.checkpoint.store import Store
+from wholebatch.checkpoint.together import Together
+
+_NAME = "wholebatch-checkpoint"  # of the thread
 
 
 class Background:
@@ -28,7 +33,7 @@ class Background:
     True
     """
 
-    def __init__(self, store: Store | RemoteStore) -> None:
+    def __init__(self, store: Store | RemoteStore | Together) -> None:
         self.store = store
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -37,15 +42,18 @@ class Background:
     def save(self, state: dict[str, Any], *, step: int, score: float | None = None) -> None:
         """Copy ``state`` and begin to save the copy; waits first where a save is under way.
 
+        With :class:`Together` all processes call it, each with the parts that it holds in ``state``.
+
         Raises:
             FencedError: the save before found that a newer world has the folder.
             InputTypeError: ``state`` holds something that a checkpoint cannot hold.
         """
         self.wait()
-        require_plain(state)
-        snapshot = Snapshot(state)
+        plain, parts = take_out(state) if isinstance(self.store, Together) else (state, {})
+        require_plain(plain)
+        snapshot = Snapshot((plain, {name: part.tensors for name, part in parts.items()}))
         # not a daemon: an interpreter that ends without close() waits for the checkpoint to stand
-        self._thread = threading.Thread(target=self._run, args=(snapshot, step, score), name="wholebatch-checkpoint")
+        self._thread = threading.Thread(target=self._run, args=(snapshot, parts, step, score), name=_NAME)
         self._thread.start()
 
     def wait(self) -> bool:
@@ -76,9 +84,14 @@ class Background:
             if kind is None:  # otherwise the error that is on its way says more
                 raise
 
-    def _run(self, snapshot: Snapshot, step: int, score: float | None) -> None:
+    def _run(self, snapshot: Snapshot, parts: Mapping[str, Part], step: int, score: float | None) -> None:
         self._saved = False
         try:
-            self._saved = self.store.save(snapshot.ready(), step=step, score=score)
+            state, tensors = snapshot.ready()
+            if isinstance(self.store, Together):
+                own = {name: part.holding(tensors[name]) for name, part in parts.items()}
+                self._saved = self.store.save(state, own, step=step, score=score)
+            else:
+                self._saved = self.store.save(state, step=step, score=score)
         except BaseException as error:  # it comes out of the next call
             self._error = error

@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -55,15 +57,26 @@ def write_tensors(path: Path, state: Any) -> dict[str, Any]:
     Raises:
         OSError: it cannot be written, or it exists.
     """
+    with new_file(path) as sink:
+        torch.save(state, cast(IO[bytes], sink))
+    return sink.entry()
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Sink]:
+    """Give a new file to write to; it is flushed when the block ends, unless by an error.
+
+    Raises:
+        OSError: it cannot be written, or it exists.
+    """
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
-        sink = _Sink(descriptor)
-        torch.save(state, cast(IO[bytes], sink))
+        sink = Sink(descriptor)
+        yield sink
         sink.finish()
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-    return {"sha256": sink.digest.hexdigest(), "size": sink.size}
 
 
 def digest_file(path: Path) -> str:
@@ -85,8 +98,8 @@ def remove_tree(path: Path) -> None:
     raise OSError(f"{path} cannot be removed")
 
 
-class _Sink:
-    """A file for ``torch.save``: it hashes, buffers, and keeps an error until :meth:`finish`.
+class Sink:
+    """A file for ``torch.save`` and its like: it hashes, buffers, and keeps an error until :meth:`finish`.
 
     An exception that passes through torch's C++ writer comes out as another one, or as none; so the first
     ``OSError`` is kept, what follows is dropped, and ``finish`` raises it.
@@ -100,6 +113,7 @@ class _Sink:
         self._error: OSError | None = None
 
     def write(self, data: bytes | memoryview) -> int:
+        """Take all of ``data``."""
         length = memoryview(data).nbytes
         if self._error is None:
             try:
@@ -116,7 +130,23 @@ class _Sink:
     def flush(self) -> None:
         """Called by torch.save at its end; :meth:`finish` does the work, since it may raise."""
 
+    def close(self) -> None:
+        """Called by torch.distributed.checkpoint at its end; as :meth:`flush`."""
+
+    def tell(self) -> int:
+        """Return how many bytes were written."""
+        return self.size + len(self._waiting)
+
+    def entry(self) -> dict[str, Any]:
+        """Return what a manifest says of the file."""
+        return {"sha256": self.digest.hexdigest(), "size": self.size}
+
     def finish(self) -> None:
+        """Write what is waiting.
+
+        Raises:
+            OSError: the first one that was met.
+        """
         if self._error is None:
             self._flush_to_disk()
         if self._error is not None:

@@ -20,6 +20,7 @@ from wholebatch.version import __version__
 
 NAME = "manifest.json"
 STATE = "state.pt"
+SHARDS = "shards"  # a folder: tensors of which every process held a part
 FORMAT = 1
 
 
@@ -35,6 +36,11 @@ class Checkpoint:
     def score(self) -> float | None:
         """What it was saved with, to find the best; None where there was none."""
         return self.manifest["score"]
+
+    @property
+    def shards(self) -> Path | None:
+        """The folder with the tensors that were split over processes; None where all are in ``state.pt``."""
+        return self.path / SHARDS if any(name != STATE for name in self.manifest["files"]) else None
 
     @property
     def generation(self) -> int:
@@ -78,9 +84,9 @@ def parse(data: bytes) -> tuple[dict[str, Any] | None, str]:
     return (manifest, "") if intact else (None, f"{NAME} does not match its checksum")
 
 
-def damage(path: Path, manifest: dict[str, Any], *, thorough: bool = True) -> str:
-    """Return what is wrong with the files of a checkpoint, or ``""``; sizes alone where not ``thorough``."""
-    for name, entry in manifest["files"].items():
+def damage(path: Path, files: dict[str, dict[str, Any]], *, thorough: bool = True) -> str:
+    """Return what is wrong with ``files``, as a manifest names them, or ``""``; sizes alone where not ``thorough``."""
+    for name, entry in files.items():
         try:
             size = (path / name).stat().st_size
             if size != entry["size"]:

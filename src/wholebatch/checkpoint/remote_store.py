@@ -128,8 +128,10 @@ class RemoteStore:
             self._say(f"in {self.folder}, {', '.join(damaged)}: damaged; {instead}")
         return checkpoint
 
-    def load(self, checkpoint: Checkpoint | None = None) -> dict[str, Any]:
+    def load(self, checkpoint: Checkpoint | None = None, *, whole: bool = True) -> dict[str, Any]:
         """Return the state of a checkpoint, of the newest good one by default, with its tensors on the CPU.
+
+        ``whole`` changes nothing: what is at a URL is whole.
 
         Raises:
             CheckpointError: it is damaged, or there is none.
@@ -171,7 +173,7 @@ class RemoteStore:
 
 
 class _Sink:
-    """A file for ``torch.save``: it hashes, and keeps an error until :meth:`close` (compare ``durable._Sink``)."""
+    """A file for ``torch.save``: it hashes, and keeps an error until :meth:`close` (compare ``durable.Sink``)."""
 
     def __init__(self, path: Url) -> None:
         self.digest, self.size = hashlib.sha256(), 0

@@ -12,6 +12,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from wholebatch.checkpoint.part import Part
 from wholebatch.core.errors import CheckpointError, InputError, nearest
 from wholebatch.version import __version__
 
@@ -25,7 +26,8 @@ def _versions() -> dict[str, str]:
 
 @dataclass
 class RunState:
-    """A run between two steps. All of it is plain: dicts and lists of tensors, numbers and strings.
+    """A run between two steps. All of it is plain: dicts and lists of tensors, numbers and strings; and where the model
+    is split over processes, a :class:`Part` for a tensor.
 
     Nothing in it depends on the number of processes or on the micro-batch, but for the estimate of the gradient noise.
 
@@ -138,7 +140,7 @@ def _shapes(model: Mapping[str, Any]) -> dict[str, str]:
     return {
         name: f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
         for name, value in model.items()
-        if isinstance(value, Tensor)
+        if isinstance(value, Tensor | Part)
     }
 
 

@@ -3,6 +3,7 @@
 ::
 
     <run>/checkpoints/step-00000120/state.pt        what torch.load(weights_only=True) reads
+    <run>/checkpoints/step-00000120/shards/         where tensors were split over processes: their parts
     <run>/checkpoints/step-00000120/manifest.json   checksums, step, score, versions, generation; written last
     <run>/checkpoints/latest                        the name of the newest one, for people; never trusted
 """
@@ -24,6 +25,7 @@ from wholebatch.checkpoint import manifest as manifests
 from wholebatch.checkpoint.durable import sync_folder, write_file, write_tensors
 from wholebatch.checkpoint.fence import FOLDER, Fence
 from wholebatch.checkpoint.manifest import Checkpoint
+from wholebatch.checkpoint.part import put_back, whole_parts
 from wholebatch.checkpoint.snapshot import compact, require_plain
 from wholebatch.core.errors import CheckpointError, InputError, InputTypeError
 
@@ -81,7 +83,14 @@ class Store:
 
     # writing ----------------------------------------------------------------------------------
 
-    def save(self, state: dict[str, Any], *, step: int, score: float | None = None) -> bool:
+    def save(
+        self,
+        state: dict[str, Any],
+        *,
+        step: int,
+        score: float | None = None,
+        others: Callable[[Path], dict[str, Any]] | None = None,
+    ) -> bool:
         """Write ``state`` as the checkpoint of ``step``; return whether a good one of that step stands.
 
         A good one that exists is kept as it is, a damaged one replaced. Where the disk does not take it (full, read
@@ -92,6 +101,7 @@ class Store:
             state: nested dicts and lists of tensors, numbers and strings.
             step: updates made, at least 0.
             score: the larger, the better (negate a loss); None or NaN never is the best.
+            others: writes more files into the folder that is being made, and returns what the manifest says of them.
 
         Raises:
             FencedError: a newer world has the folder; nothing was written.
@@ -104,7 +114,7 @@ class Store:
         try:
             fence = self._writer()
             if self._open(target, thorough=True)[0] is None:
-                self._write(fence, target, state, step, score)
+                self._write(fence, target, state, others, step, score)
         except OSError as error:
             reason = error.strerror or str(error)
             self._say(
@@ -119,12 +129,13 @@ class Store:
             self.fence = Fence.take(self.run_dir)
         return self.fence
 
-    def _write(self, fence: Fence, target: Path, state: Any, step: int, score: float | None) -> None:
+    def _write(self, fence: Fence, target: Path, state: Any, others: Any, step: int, score: float | None) -> None:
         """Write all of it beside, flush it, and then give it its name."""
         staged = fence.stage(target.name)
         try:
             with fence.translated():
-                files = {manifests.STATE: write_tensors(staged / manifests.STATE, compact(state))}
+                files = {} if others is None else others(staged)
+                files[manifests.STATE] = write_tensors(staged / manifests.STATE, compact(state))
                 content = manifests.describe(files, step=step, score=score, generation=fence.generation)
                 write_file(staged / manifests.NAME, content)
                 sync_folder(staged)
@@ -172,8 +183,13 @@ class Store:
         ranked = sorted((c for c in self.list() if c.score is not None), key=_rank, reverse=True)
         return self._first_good([checkpoint.path for checkpoint in ranked])
 
-    def load(self, checkpoint: Checkpoint | None = None) -> dict[str, Any]:
+    def load(self, checkpoint: Checkpoint | None = None, *, whole: bool = True) -> dict[str, Any]:
         """Return the state of a checkpoint, of the newest good one by default, with its tensors on the CPU.
+
+        Args:
+            checkpoint: which.
+            whole: also of the tensors that were split over processes; otherwise a :class:`Part`, which holds nothing,
+                is in the place of each, to be read from ``shards/``, whose checksums are not looked at then.
 
         Raises:
             CheckpointError: it is damaged, or there is none.
@@ -183,13 +199,17 @@ class Store:
             if checkpoint is None:
                 raise CheckpointError(f"there is no good checkpoint in {self.folder}; start without resuming")
         else:
-            checkpoint, reason = self._open(checkpoint.path, thorough=True)
+            checkpoint, reason = self._open(checkpoint.path, thorough=True, only=None if whole else manifests.STATE)
             if checkpoint is None:
                 raise CheckpointError(f"the checkpoint is damaged ({reason}); load() takes the newest good one")
         try:
-            return torch.load(checkpoint.path / manifests.STATE, map_location="cpu", weights_only=True)
+            state = torch.load(checkpoint.path / manifests.STATE, map_location="cpu", weights_only=True)
         except Exception as error:  # whatever torch's reader meets: the bytes are those that were written
             raise unreadable(checkpoint.path, checkpoint, error) from error
+        if checkpoint.shards is None:
+            return state
+        state = put_back(state)
+        return whole_parts(checkpoint.shards, state) if whole else state
 
     def _first_good(self, paths: _Paths) -> Checkpoint | None:
         damaged = []
@@ -216,14 +236,15 @@ class Store:
         steps = {int(match[1]): name for name in names if (match := _STEP.fullmatch(name))}
         return [self.folder / steps[step] for step in sorted(steps)]
 
-    def _open(self, path: Path, *, thorough: bool = False) -> tuple[Checkpoint | None, str]:
-        """The checkpoint in ``path``, or None and what is wrong with it."""
+    def _open(self, path: Path, *, thorough: bool = False, only: str | None = None) -> tuple[Checkpoint | None, str]:
+        """The checkpoint in ``path``, or None and what is wrong with it, or with ``only`` that one of its files."""
         content, reason = manifests.read(path)
         if content is None:
             return None, reason
         if path.name != f"step-{content['step']:08d}":
             return None, f"{manifests.NAME} is of step {content['step']}"
-        reason = manifests.damage(path, content, thorough=thorough)
+        files = content["files"] if only is None else {only: content["files"][only]}
+        reason = manifests.damage(path, files, thorough=thorough)
         return (None, reason) if reason else (Checkpoint(path, content["step"], content), "")
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Self
+from datetime import timedelta
+from typing import Any, Self
 
-from wholebatch.checkpoint import Background, Every, RemoteStore, Store, require_plain
-from wholebatch.core.processes import Processes
+from torch import distributed
+
+from wholebatch.checkpoint import Background, Every, RemoteStore, Store, Together, require_plain, take_out
+from wholebatch.core.processes import Group, Processes
 from wholebatch.loop.run import Run
 from wholebatch.loop.signals import INTERRUPT, SAVE, TERMINATE, Signals, exit_code
 
@@ -23,6 +26,9 @@ class Keeper:
     Every process has one; the first one's has the store, and decides what depends on a clock. After every step the
     processes tell each other in one small exchange what each of them was asked for, so that all do the same after
     the same step. One process exchanges nothing.
+
+    A model that is split over processes is saved by all of them, each its parts, in the background of each, on a
+    process group of their own; at a URL it is gathered, and the first process saves it.
 
     Args:
         processes: who trains together.
@@ -47,7 +53,10 @@ class Keeper:
     ) -> None:
         self.stopped = False
         self._processes, self._every, self._limit, self._say, self._clock = processes, every, time_limit, say, clock
+        self._store = store
         self._background = None if store is None else Background(store)
+        self._in_parts = False  # whether all processes save together, each its parts
+        self._group: Any = None  # in which they do
         self._first = processes.rank == 0
         self._signals = Signals()
         self._lines: deque[str] = deque() if lines is None else lines
@@ -63,22 +72,33 @@ class Keeper:
         self._signals.open()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        group, self._group = self._group, None
         try:
-            if self.stopped:  # together: a launcher ends the others as soon as it sees that one has gone
+            # together: a launcher ends the others as soon as it sees that one has gone
+            if self.stopped or (group is not None and kind is None):
                 self._processes.exchange(0)
         finally:
             self._signals.close()
+            if group is not None:
+                distributed.destroy_process_group(group)
 
     def begin(self, run: Run) -> None:
-        """See that the run can be saved.
+        """See that the run can be saved; where its model is split, all processes make ready to save together.
 
         Raises:
             InputTypeError: part of its state is something that a checkpoint cannot hold.
         """
-        state = run.state({}) if self._background is not None or run.step.split else None
-        if self._background is not None and state is not None:
-            require_plain(state.to_dict(), "the run")
+        at_url = isinstance(self._store, RemoteStore)
+        self._in_parts = run.step.split and not self._processes.exchange(at_url)[0]
+        if self._store is not None or run.step.split:
+            state, _ = take_out(self._state(run, {}))
+            if self._store is not None:
+                require_plain(state, "the run")
+        if self._in_parts:
+            self._group = _group_to_save()
+            store = self._store if isinstance(self._store, Store) else None
+            self._background = Background(Together(store, Group(self._group)))
         self._latest = self._clock()
 
     def close(self) -> None:
@@ -172,16 +192,27 @@ class Keeper:
         run.collect()
         sums = run.sums(self._processes)
         if run.step.split and self._background is None:
-            run.state(sums)  # the others' parts come from here
+            self._state(run, sums)  # the others' parts come from here
         with run.step.whole():
             if self._background is not None:
-                state = run.state(sums, with_history=self._background.store.holds_history)
-                self._background.save(state.to_dict(), step=run.recorder.steps, score=score)
+                self._background.save(self._state(run, sums), step=run.recorder.steps, score=score)
         if self._background is not None and (wait or (self._limit is not None and not self._longest_save)):
             self._background.wait()  # once, to know how long it takes
         self._last_saved = self._latest = self._clock()
         self._longest_save = max(self._longest_save, self._last_saved - begun)
 
+    def _state(self, run: Run, sums: dict[str, Any]) -> dict[str, Any]:
+        """What is saved: in this process's parts where all save together."""
+        with_history = self._store is not None and self._store.holds_history
+        return run.state(sums, with_history=with_history, in_parts=self._in_parts).to_dict()
+
     def _speak(self) -> None:
         while self._lines:
             self._say(self._lines.popleft())
+
+
+def _group_to_save() -> Any:
+    """A process group on the CPU, in which processes wait for each other as long as they do while training."""
+    world: Any = distributed.group.WORLD
+    patience: timedelta = world._get_backend(world._device_types[0]).options._timeout
+    return distributed.new_group(backend="gloo", timeout=patience, group_desc="wholebatch checkpoints")

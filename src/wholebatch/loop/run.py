@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from wholebatch.checkpoint import RunState, load_plain_state, plain_state
+from wholebatch.checkpoint import RunState, load_plain_state, plain_state, read_parts
 from wholebatch.core.errors import CheckpointError
 from wholebatch.core.processes import Processes
 from wholebatch.core.record import Record
@@ -18,7 +19,7 @@ from wholebatch.data import BatchLoader, StreamLoader
 from wholebatch.loop.metrics import Metrics
 from wholebatch.loop.recorder import Recorder
 from wholebatch.step import Step
-from wholebatch.step.parts import split_model, split_optimizer, whole_model, whole_optimizer
+from wholebatch.step.split_state import model_state, model_to_load, optimizer_state, optimizer_to_load
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,14 @@ class Beginning:
     Attributes:
         state: what was saved.
         records: the history up to there.
+        shards: the folder with the tensors of which ``state`` has parts that hold nothing; None where it has none.
         allow: names of what may differ although it changes the result (:meth:`RunState.check_same`).
         accepted: called with lines worth saying when the state was taken over, and not where it was refused.
     """
 
     state: RunState
     records: Sequence[Record]
+    shards: Path | None = None
     allow: Collection[str] = ()
     accepted: Callable[[list[str]], None] = field(default=lambda lines: None)
 
@@ -49,22 +52,23 @@ class Run:
     epoch_schedule: LRScheduler | None
     facts: dict[str, Any]
 
-    def state(self, sums: dict[str, Any], *, with_history: bool = False) -> RunState:
-        """Return it as it is now; tensors are shared, but for those of a split model, which are made whole,
-        on the first process (:func:`wholebatch.step.parts.whole_model`).
+    def state(self, sums: dict[str, Any], *, with_history: bool = False, in_parts: bool = True) -> RunState:
+        """Return it as it is now; tensors are shared.
 
         All processes call it where the model is split (``step.split``).
 
         Args:
             sums: of the metrics, over all processes (:meth:`Metrics.sums_over_processes`).
             with_history: the records themselves, and not only how many there are.
+            in_parts: of a split model, what each process holds; otherwise its tensors are made whole, on the first
+                process (:func:`wholebatch.step.split_state.model_state`).
         """
         records = self.recorder.history.records
         schedule = None if self.epoch_schedule is None else self.epoch_schedule.state_dict()
-        model, optimizer = plain_state(self.step.model), self.step.optimizer
+        model, optimizer, split = self.step.model, self.step.optimizer, self.step.split
         return RunState(
-            model=whole_model(model, self.step.model) if self.step.split else model,
-            optimizer=whole_optimizer(optimizer) if self.step.split else optimizer.state_dict(),
+            model=model_state(model, in_parts) if split else plain_state(model),
+            optimizer=optimizer_state(optimizer, in_parts) if split else optimizer.state_dict(),
             step=self.step.state_dict(),
             loader=self.loader.state_dict(),
             seed=self.step.seed,
@@ -102,10 +106,10 @@ class Run:
         saved, allow = beginning.state, beginning.allow
         lines = saved.check_same(self.state({}), allow)
         try:
-            model, optimizer = saved.model, saved.optimizer
-            if self.step.split:
-                model = split_model(model, self.step.model)
-                optimizer = split_optimizer(optimizer, self.step.optimizer)
+            model, of_model = model_to_load(self.step.model, saved.model)
+            optimizer, of_optimizer = optimizer_to_load(self.step.optimizer, saved.optimizer)
+            if beginning.shards is not None:
+                read_parts(beginning.shards, [*of_model, *of_optimizer])
             load_plain_state(self.step.model, model)
             _load_optimizer(self.step.optimizer, optimizer, keep_settings="optimizer" in allow)
             self.step.load_state_dict({**saved.step, "seed": self.step.seed})

@@ -7,13 +7,13 @@ all parts, of which those that several processes hold alike count once.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from wholebatch.core.processes import Processes
 
@@ -125,63 +125,6 @@ def part(tensor: Tensor, parameter: Tensor) -> Tensor:
     mesh = parameter.device_mesh  # type: ignore[attr-defined]
     placements = parameter.placements  # type: ignore[attr-defined]
     return distribute_tensor(tensor.to(mesh.device_type), mesh, placements, src_data_rank=None)
-
-
-def _kept(tensor: Tensor, parameter: Tensor) -> Tensor:
-    """The whole tensor, whose content only the first process keeps; the others keep its shape and dtype."""
-    full = whole(tensor, parameter)
-    return full if not is_part(tensor) or distributed.get_rank() == 0 else full.to("meta")
-
-
-def whole_model(state: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
-    """Return a model's state with whole tensors, one gathered after the other; all processes call it.
-
-    Peak memory is that of the whole state on the first process's CPU, and of one tensor on the others', whose tensors
-    have no content (device "meta").
-    """
-    named = dict(model.named_parameters(remove_duplicate=False))
-    known: dict[int, Tensor] = {}
-
-    def one(name: str, value: Any) -> Any:
-        if not is_part(value):
-            return value
-        parameter = named[name]
-        if id(parameter) not in known:  # tied weights stay one
-            known[id(parameter)] = _kept(value, parameter)
-        return known[id(parameter)]
-
-    return {name: one(name, value) for name, value in state.items()}
-
-
-def split_model(state: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
-    """Return whole tensors as the parts that this process holds of ``model``."""
-    named = dict(model.named_parameters(remove_duplicate=False))
-    fitting = {name: value for name, value in state.items() if name in named and value.shape == named[name].shape}
-    return {**state, **{name: part(value, named[name]) for name, value in fitting.items()}}
-
-
-def whole_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Likewise an optimizer's state."""
-    return _mapped(optimizer, optimizer.state_dict(), _kept)
-
-
-def split_optimizer(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Return the state with the parts that this process holds of the parameters of ``optimizer``."""
-    return _mapped(optimizer, state, lambda value, p: part(value, p) if value.shape == p.shape else value)
-
-
-def _mapped(optimizer: torch.optim.Optimizer, state: Mapping[str, Any], function: Any) -> dict[str, Any]:
-    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    numbers = [number for group in state["param_groups"] for number in group["params"]]
-    parameters = dict(zip(numbers, held, strict=False))
-    entries = {
-        number: {
-            name: function(value, parameters[number]) if isinstance(value, Tensor) and number in parameters else value
-            for name, value in entry.items()
-        }
-        for number, entry in state["state"].items()
-    }
-    return {**state, "state": entries}
 
 
 def settled(parameters: Sequence[Tensor]) -> None:
