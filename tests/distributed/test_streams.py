@@ -41,6 +41,7 @@ def reading(rank: int, size: int) -> Any:
         "shorter": lambda: Stream(5 if other else 10),
         "ended": lambda: Stream(4 if other else 10),
         "cut": lambda: Stream(10, fails=6 if other else None),
+        "cut everywhere": lambda: Stream(10, fails=6),
         "first": lambda: Stream(10, fails=0 if other else None),
         "no samples": lambda: Stream(10, texts=other),
         "another order": lambda: shuffled(7 * other),
@@ -72,6 +73,7 @@ def test_streams_that_differ_are_found_by_all(world: Any) -> None:
     for kind in ("cut", "first"):
         assert second[kind] == ["OSError: the line is cut"]
         assert first[kind] == ["PeerError: process 1 failed: OSError: the line is cut"]
+    assert first["cut everywhere"] == second["cut everywhere"] == ["OSError: the line is cut"]
     assert second["no samples"][0].startswith("DataError: the batches of a stream are cut along axis 0")
     assert first["no samples"] == [f"PeerError: process 1 failed: {second['no samples'][0]}"]
     records, told = first["another order"]  # once, by the first process alone
