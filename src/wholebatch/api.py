@@ -32,6 +32,7 @@ from wholebatch.loop.lr_schedule import attached_to, check_unit, warn_of_short_s
 from wholebatch.loop.metrics import ignored
 from wholebatch.parallel.choose import refuse_bitwise
 from wholebatch.step import Step
+from wholebatch.step.alike import require_alike
 from wholebatch.step.costs import Cost
 from wholebatch.step.engine import Engine, HasStages
 from wholebatch.step.options import check_model
@@ -324,7 +325,7 @@ def _agreed(
 ) -> dict[str, Any]:
     """What the result depends on, and nothing where nobody asks; all processes were started alike, or all raise."""
     facts = loop.facts_of(step, loader, *settings) if asked["run_dir"] or processes.size > 1 else {}
-    loop.require_alike(processes, lambda: {**asked, **loop.facts_of_start(step, loader, tested), **facts})
+    require_alike(processes, lambda: {**asked, **loop.facts_of_start(step, loader, tested), **facts})
     return facts
 
 

@@ -199,19 +199,60 @@ def starting(rank: int, size: int) -> Any:
     model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
     model[1].running_mean.fill_(rank)
     wb.Step(model, sgd(model.parameters()), nn.MSELoss())
-    try:
-        other = nn.Linear(4, 3 + (rank == 2))
-        wb.Step(other, sgd(other.parameters()), nn.MSELoss())
-    except wb.InputError as error:
-        return [t.detach().clone() for t in model.state_dict().values()], str(error)
-    return None
+    own_loop = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+    own_loop[1].running_mean.fill_(rank)
+    wb.GradientAccumulator(own_loop)
+    tensors = [t.detach().clone() for t in nn.Sequential(model, own_loop).state_dict().values()]
+    said = []
+    for make in (lambda other: wb.Step(other, sgd(other.parameters()), nn.MSELoss()), wb.GradientAccumulator):
+        try:
+            make(nn.Linear(4, 3 + (rank == 2)))
+        except wb.InputError as error:
+            said.append(str(error))
+    return tensors, said
+
+
+def differing(rank: int, size: int) -> Any:
+    """The second process brings something else, each time; then all of them work together."""
+    other, said = rank == 1, []
+    for kind in ("order", "frozen", "rate", "clip", "seed", "dropout", "none"):
+        model = plain()
+        parameters = list(model.parameters())[:: -1 if other and kind == "order" else 1]
+        model[0].bias.requires_grad_(not (other and kind == "frozen"))
+        optimizer = torch.optim.SGD(parameters, lr=0.2 if other and kind == "rate" else 0.1)
+        options: dict[str, Any] = {
+            "clip": {"clip_norm": 1.0},
+            "seed": {"seed": 7},
+            "dropout": {"dropout": "native"},
+        }
+        try:
+            step = wb.Step(model, optimizer, nn.CrossEntropyLoss(), **(options.get(kind, {}) if other else {}))
+            said.append(str(step(data(4)).samples))
+        except wb.InputError as error:
+            said.append(str(error))
+    return said
+
+
+def test_a_step_finds_what_the_processes_do_not_share(world: Any) -> None:
+    first, second = world(2, differing)
+    assert first == second
+    for line, name in zip(
+        first, ("parameters of the optimizer", "trained parameters", "optimizer group 0 lr"), strict=False
+    ):
+        assert line.startswith(f"the processes were started differently: {name} is ")
+    assert "clip_norm is 1.0 in process 1 and None in process 0" in first[3]
+    assert "seed is 7 in process 1 and 0 in process 0" in first[4]
+    assert "keyed is False in process 1 and True in process 0" in first[5]
+    assert first[6] == "8"
 
 
 def test_all_start_from_the_first_ones_weights_and_the_same_model(world: Any) -> None:
     results = world(3, starting)
     for tensors, message in results:
         assert all(torch.equal(a, b) for a, b in zip(tensors, results[0][0], strict=True))
-        assert "process 0 has weight float32(3, 4) where process 2 has weight float32(4, 4)" in message
+        assert len(message) == 2
+        for line in message:
+            assert "process 0 has weight float32(3, 4) where process 2 has weight float32(4, 4)" in line
 
 
 def sums(rank: int, size: int) -> Any:

@@ -11,9 +11,10 @@ from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, de
 
 from wholebatch.core import tree
 from wholebatch.core.cuts import Parting
-from wholebatch.core.errors import BatchError, DataError
+from wholebatch.core.errors import DataError
 from wholebatch.data.adapt import as_dataset
 from wholebatch.data.checks import positive, restore_place
+from wholebatch.data.same_stream import SameStream, samples_of
 from wholebatch.data.transform import Transform, finisher
 from wholebatch.data.whole_batches import WholeBatches
 from wholebatch.data.window import Window
@@ -56,6 +57,9 @@ class StreamLoader(WholeBatches):
         self.dataset = as_dataset(source)
         self.batch_size = None if batch_size is None else positive("batch_size", batch_size)
         self.seed, self.transform = seed, transform
+        self.compares = False
+        """Whether the processes compare the batches that they have read, in a small exchange for each; in training."""
+        self._same = SameStream()
         self._collate = collate or default_collate
         if not isinstance(source, DataLoader):
             if self.batch_size is None:
@@ -108,8 +112,11 @@ class StreamLoader(WholeBatches):
         finish = finisher(self.transform, self.seed, epoch, device)
         self._announce(epoch)
         rank, size = self._processes.rank, self._processes.size
-        for batch in self._batches():
-            samples = _count(batch)
+        batches = self._batches()
+        if self.compares and self._processes.size > 1:
+            batches = self._same.same(batches, self._processes)
+        for batch in batches:
+            samples = samples_of(batch)
             edges = parting.edges(samples, rank, size)
             first, last = edges[0], edges[-1]
             place: dict[str, Any] = {"whole": samples, "edges": [edge - first for edge in edges]}
@@ -164,10 +171,3 @@ class StreamLoader(WholeBatches):
 
     def __repr__(self) -> str:
         return f"StreamLoader({type(self.dataset).__name__}, batch_size={self.batch_size})"
-
-
-def _count(batch: Any) -> int:
-    try:
-        return tree.count(batch)
-    except BatchError as error:
-        raise DataError(f"the batches of a stream are cut along axis 0: {error}") from error

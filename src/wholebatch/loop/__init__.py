@@ -1,7 +1,7 @@
 """The loops: train, evaluate, their metrics and records, saving and going on, the last step once more, the timer."""
 
 from wholebatch.loop.again import LastStep, other_micro_batch
-from wholebatch.loop.alike import facts_of_start, require_alike
+from wholebatch.loop.alike import facts_of_start
 from wholebatch.loop.batch_rate import BatchRate
 from wholebatch.loop.evaluate import evaluate
 from wholebatch.loop.facts import facts_of
@@ -22,6 +22,5 @@ __all__ = [
     "facts_of",
     "facts_of_start",
     "other_micro_batch",
-    "require_alike",
     "train",
 ]

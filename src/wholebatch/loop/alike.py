@@ -1,46 +1,17 @@
-"""Processes that share the work were started alike: what differs is found before the first step, and said by all."""
+"""What processes that share a training are compared by at its start, beside what the result depends on."""
 
 from __future__ import annotations
 
-import json
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from wholebatch.core.errors import InputError
-from wholebatch.core.processes import Processes
 from wholebatch.step import Step
-
-_NAMED = 4  # differences in one message; more of them mostly follow from these
-_ABSENT = "nothing"
-
-
-def require_alike(processes: Processes, facts: Callable[[], Mapping[str, Any]]) -> None:
-    """See that ``facts()``, nested dicts of numbers and text, are the same in every process; all of them call it.
-
-    Raises:
-        InputError: they are not; every process raises the same message, which names what differs, and where.
-    """
-    if processes.size == 1:
-        return
-    own = {name: _shown(value) for name, value in _leaves(facts())}
-    if len(set(processes.exchange(zlib.crc32(json.dumps(own, sort_keys=True).encode())))) == 1:
-        return
-    raise InputError(
-        f"the processes were started differently: {'; '.join(_differences(processes.gather(own)))}; "
-        "start all of them with the same arguments, model and data"
-    )
+from wholebatch.step.alike import facts_of_training
 
 
 def facts_of_start(step: Step, data: Any, eval_data: Any) -> dict[str, Any]:
     """Return what is compared beside :func:`wholebatch.loop.facts_of`: parameters and their order, the two loaders."""
-    model, groups = step.model, step.optimizer.param_groups
-    names = {parameter: name for name, parameter in model.named_parameters()}
     return {
-        "trained parameters": [name for name, parameter in model.named_parameters() if parameter.requires_grad],
-        "parameters of the optimizer": [
-            [names.get(parameter, "one of its own") for parameter in group["params"]] for group in groups
-        ],
+        **facts_of_training(step.model, step.optimizer),
         "seed": step.seed,
         "training data": _of_data(data),
         "evaluation data": _of_data(eval_data),
@@ -57,33 +28,3 @@ def _of_data(loader: Any) -> dict[str, Any]:
         "classes": None if classes is None else [str(name) for name in classes],
         "seed": getattr(loader, "seed", None),
     }
-
-
-def _leaves(facts: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in facts.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{before}{name} ")
-        else:
-            yield f"{before}{name}", value
-
-
-def _shown(value: Any) -> str:
-    """Short, and other where the value is other."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:50]}… ({zlib.crc32(text.encode()):08x})"
-
-
-def _differences(everyones: Sequence[Mapping[str, str]]) -> list[str]:
-    """A clause per difference from process 0, those of several processes together."""
-    first = everyones[0]
-    clauses: dict[tuple[str, str, str], list[str]] = {}
-    for rank, other in enumerate(everyones):
-        for name in {**first, **other}:
-            mine, theirs = first.get(name, _ABSENT), other.get(name, _ABSENT)
-            if mine != theirs:
-                clauses.setdefault((name, mine, theirs), []).append(str(rank))
-    said = [
-        f"{name} is {theirs} in process {', '.join(ranks)} and {mine} in process 0"
-        for (name, mine, theirs), ranks in clauses.items()
-    ]
-    return [*said[:_NAMED], *([f"{len(said) - _NAMED} more"] if len(said) > _NAMED else [])]

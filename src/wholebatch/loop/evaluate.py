@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -85,9 +85,12 @@ def evaluate(
                 raise
             error = caught  # it travels to the other processes, which wait for this one's sums
             sums.add(0, 0, 0, 1)
-    values, (whole,) = metrics.over_processes(processes, sums)
-    if whole["failed"]:
-        raise_together(processes, error)
+
+    def check(wholes: Sequence[Accumulator]) -> None:
+        if wholes[0]["failed"]:
+            raise_together(processes, error)
+
+    values, (whole,) = metrics.over_processes(processes, sums, check=check)
     seen = int(whole["samples"])
     if loader.samples is not None and seen != loader.samples:
         raise DataError(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from wholebatch.core import tree
 from wholebatch.core.errors import InputError, InputTypeError
-from wholebatch.core.processes import Processes
+from wholebatch.core.processes import Processes, current
 from wholebatch.sums import Accumulator, Accuracy
 from wholebatch.sums.additive import Additive
 from wholebatch.sums.together import all_reduce_together
@@ -22,6 +23,10 @@ _CHOSEN = "accuracy"  # the metric that is chosen where none is given
 
 class Metrics:
     """Named metrics that are fed together with (output, *targets).
+
+    On several processes this library's cross as sums, and those of torchmetrics see to it by themselves. One that knows
+    nothing of other processes is fed in every process, when it is read, with what all of them have seen, which is
+    kept until then, on the CPU.
 
     Args:
         metrics: a metric, a dict of them by name, or a list; ``None`` chooses the accuracy where outputs are
@@ -39,6 +44,8 @@ class Metrics:
         self._metrics = _named(metrics)
         self._device: torch.device | None = None
         self._incomplete: set[str] = set()  # whose part of this epoch was lost in a restart
+        self._apart: dict[str, Any] = {}  # those that know nothing of the other processes that there are
+        self._rows: list[tuple[Any, ...]] = []  # what they have not been fed yet
 
     def add(self, output: Any, *targets: Any) -> None:
         """Feed one micro-batch."""
@@ -49,8 +56,9 @@ class Metrics:
             for metric in self._metrics.values():
                 if hasattr(metric, "to"):
                     metric.to(output.device)
-        for metric in self._metrics.values():
-            (metric.add if hasattr(metric, "add") else metric.update)(output, *targets)
+        if self._apart:
+            self._rows.append(tree.map_tensors(_copy_on_cpu, (output, *targets)))
+        _feed((metric for name, metric in self._metrics.items() if name not in self._apart), (output, *targets))
 
     def values(self) -> dict[str, float]:
         """Read what this process fed.
@@ -60,15 +68,36 @@ class Metrics:
         """
         return self._read(self._metrics)
 
-    def over_processes(self, processes: Processes, *sums: Accumulator) -> tuple[dict[str, float], list[Accumulator]]:
+    def running(self, processes: Processes) -> dict[str, float]:
+        """Read what can be read without the other processes: with them, this library's metrics, of this one's part."""
+        return self._read(self._metrics if processes.size == 1 else self._ours())
+
+    def over_processes(
+        self,
+        processes: Processes,
+        *sums: Accumulator,
+        check: Callable[[Sequence[Accumulator]], None] = lambda wholes: None,
+    ) -> tuple[dict[str, float], list[Accumulator]]:
         """Return the metrics' values over all processes, and ``sums`` over all processes; all processes call it.
 
-        Metrics that are not this library's see to the other processes by themselves, when they are read.
+        ``check`` looks at the sums, and may raise, before any metric that is not this library's is read.
         """
         if processes.size == 1:
+            check(sums)
             return self.values(), list(sums)
         ours, wholes = self._all_reduce(sums)
+        check(wholes)
+        self._feed_together(processes)
         return self._read({**self._metrics, **ours}), wholes
+
+    def _feed_together(self, processes: Processes) -> None:
+        """Feed what all processes have seen, in rank order, to the metrics that know of none of them."""
+        if not self._apart:
+            return
+        own, self._rows = self._rows, []
+        for rows in processes.gather(own):
+            for row in rows:
+                _feed(self._apart.values(), tree.to_device(row, self._device or torch.device("cpu")))
 
     def sums_over_processes(self, processes: Processes) -> dict[str, Any]:
         """Return the states of this library's metrics over all processes, by name; all processes call it."""
@@ -128,6 +157,9 @@ class Metrics:
     def reset(self) -> None:
         """Start anew."""
         self._incomplete = set()
+        alone = current().size == 1
+        self._apart = {} if alone else {name: one for name, one in self._metrics.items() if not _knows_of_others(one)}
+        self._rows = []
         for metric in self._metrics.values():
             metric.reset()
 
@@ -155,6 +187,21 @@ def ignored(loss: Any) -> int | None:
 
 def _is_class_of(output: Tensor, target: Tensor) -> bool:
     return output.shape[1] > 1 and target.shape == (output.shape[0], *output.shape[2:])
+
+
+def _knows_of_others(metric: Any) -> bool:
+    """Whether it can be added over processes, or asks them when it is read, as those of torchmetrics do by default."""
+    parts = list(metric.values()) if isinstance(metric, nn.ModuleDict) else [metric]  # a MetricCollection is one
+    return isinstance(metric, Additive) or all(getattr(part, "sync_on_compute", False) for part in parts)
+
+
+def _feed(metrics: Iterable[Any], row: tuple[Any, ...]) -> None:
+    for metric in metrics:
+        (metric.add if hasattr(metric, "add") else metric.update)(*row)
+
+
+def _copy_on_cpu(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True)  # of a view, so that only what is seen is kept and sent
 
 
 def _number(name: str, value: Any) -> float:

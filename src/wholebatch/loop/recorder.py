@@ -144,7 +144,7 @@ class Recorder:
 
     def _running(self) -> dict[str, float]:
         """What this process knows without asking the others."""
-        return {"loss": _mean(self._of_epoch), **self._metrics.values(), "lr": float(self._lr)}
+        return {"loss": _mean(self._of_epoch), **self._metrics.running(current()), "lr": float(self._lr)}
 
     def _write(self, kind: str, split: str, values: Mapping[str, float | str]) -> None:
         place = {"step": self.steps, "epoch": self.epoch, "samples": self.samples, "kind": kind, "split": split}

@@ -116,6 +116,8 @@ def _end_epoch(run: Run, evaluate: Callable[[], dict[str, float]] | None) -> flo
 
 def _windows(run: Run, micro_batch: int | None, device: torch.device) -> Callable[[], Iterator[Window]]:
     """How the batches of an epoch are got, behind those that were made before a restart."""
+    if isinstance(run.loader, StreamLoader):
+        run.loader.compares = run.step.workers is None  # local steps are made so as not to meet at every step
     moved = run.loader.transform is not None or getattr(run.loader, "workers", False)
     place = device if moved else None  # the step itself moves what nothing transforms
     windows = partial(run.loader.windows, micro_batch, place, run.step.align, run.step.bitwise, run.step.workers)

@@ -18,8 +18,8 @@ from wholebatch.step.engine import Engine, Flat, HasStages
 from wholebatch.step.logical import PerWorker
 from wholebatch.step.losses import weighted_sum
 from wholebatch.step.options import check_clip_norm, check_held, check_model, check_nonfinite, check_optimizer
-from wholebatch.step.over_processes import Totals
-from wholebatch.step.parts import UNMEASURED, agree, local
+from wholebatch.step.over_processes import Totals, same_start
+from wholebatch.step.parts import UNMEASURED, agree, is_part, local
 from wholebatch.step.precision import step_in_own_dtype, sum_in_float32
 from wholebatch.step.reductions import Divisor
 from wholebatch.step.report import StepReport, gradients_of, norm_of
@@ -45,21 +45,28 @@ class GradientAccumulator:
     >>> accumulator.apply(optimizer).weight
     5.0
 
-    On several processes each adds its own pieces, and all call ``apply``; ``group`` is torch.distributed's, and
-    ``engine`` what sums the gradients over them (:func:`wholebatch.parallel.engine`; after backward, if none).
+    On several processes each adds its own pieces, and all make it and call ``apply``; ``group`` is torch.distributed's,
+    and ``engine`` what sums the gradients over them (:func:`wholebatch.parallel.engine`; after backward, if none). All
+    start from the first one's parameters and buffers, unless ``alike=False`` leaves that to the caller.
 
     Raises:
         InputTypeError: ``model`` is no ``torch.nn.Module``.
-        InputError: the model is wrapped by an engine that averages gradients itself.
+        InputError: the model is wrapped by an engine that averages gradients itself, or is another one in another
+            process.
         ConfigError: both ``group`` and ``engine``, which has its own.
     """
 
-    def __init__(self, model: nn.Module, group: Any = None, engine: Engine | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, group: Any = None, engine: Engine | None = None, *, alike: bool = True
+    ) -> None:
         check_model(model, splits=engine is not None and engine.world is not None)
         if group is not None and engine is not None:
             raise ConfigError("group= and engine= are both given; an engine has its group: engine(…, group=group)")
         self._model = model
         self._engine = Flat(processes.current(group)) if engine is None else engine
+        if alike:
+            tensors = [*model.named_parameters(), *model.named_buffers()]
+            same_start(self._engine.processes, [(name, tensor) for name, tensor in tensors if not is_part(tensor)])
         # looking through a protocol takes longer than a micro-batch of a tiny model
         self._stages = engine if engine is not None and isinstance(engine, HasStages) else None
         self._per_worker = engine is not None and isinstance(engine, PerWorker)

@@ -16,6 +16,7 @@ from wholebatch.core.device import device_of
 from wholebatch.core.errors import ConfigError, InputError
 from wholebatch.core.processes import Processes
 from wholebatch.step import losses, placing, redo
+from wholebatch.step.alike import facts_of_training, require_alike
 from wholebatch.step.attempts import Attempts
 from wholebatch.step.bitwise import Bitwise, Moved
 from wholebatch.step.bitwise_options import check_bitwise, check_model_bitwise
@@ -126,7 +127,7 @@ class Step:
             self._bitwise = engine = Bitwise(self._processes, model)
             group = None
         self.threads = threads or 1
-        self._accumulator = GradientAccumulator(model, group, engine)
+        self._accumulator = GradientAccumulator(model, group, engine, alike=False)  # at the end of this, with the rest
         self._looks_ahead = engine is not None and engine.overlaps
         check_optimizer(optimizer)
         check_clip_norm(clip_norm)
@@ -183,6 +184,8 @@ class Step:
         copies = {} if self._masters is None else self._masters.state_dict()
         alike = [*model.named_parameters(), *model.named_buffers(), *self._of_loss(), *copies.items()]
         same_start(self._processes, [(name, tensor) for name, tensor in alike if not is_part(tensor)])
+        how |= {"clip_norm": clip_norm, "nonfinite": nonfinite}
+        require_alike(self._processes, lambda: facts_of_training(model, optimizer) | how)
 
     def __call__(self, batch: Any, position: int | None = None) -> StepReport:
         """Make one step over ``batch``, or over a window of ``MicroBatches``.
