@@ -194,6 +194,33 @@ def test_activation_checkpointing_draws_the_same_masks(reentrant: bool, micro: i
     assert distance(gradient(checkpointed, (x.requires_grad_(), y), micro), exact) < 1e-13
 
 
+class Uniform(nn.Module):
+    """Drops weights of two heads per sample, all of one value up to rounding, which depends on how many samples run.
+
+    So it is where all tokens of a sample are alike: attention is uniform.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.last = nn.Linear(8, 3).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = torch.full((2 * len(x), 4), 0.25, dtype=x.dtype)
+        weights[2:3] += torch.finfo(x.dtype).eps / 4 * (len(x) > 1)  # the next number
+        return self.last(x * F.dropout(weights, 0.5, self.training).view(len(x), 8))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_rounding_does_not_decide_where_the_samples_are(dtype: torch.dtype) -> None:
+    inputs, targets = data(8)
+    batch = inputs.to(dtype), targets.to(dtype)
+    model = Uniform().to(dtype)
+    whole = gradient(model, batch, N)
+    for micro in (2, 3, 5):
+        assert distance(gradient(model, batch, micro), whole) < (1e-12 if dtype is torch.float64 else 1e-5)
+
+
 class Recorder(nn.Module):
     """Keeps the masks that a dropout layer drew."""
 
