@@ -21,6 +21,7 @@ from wholebatch.core import keys
 from wholebatch.core.errors import BatchError
 from wholebatch.step.dropout import keyed_functions
 from wholebatch.step.parts import is_part, own_mask, some_heads, whole_shape
+from wholebatch.step.row_numbers import row_numbers
 
 OFF = "dropout_is_off"  # an attribute of a function in the place of a dropout that is to stay off in a step as well
 NAMES = (
@@ -32,10 +33,6 @@ NAMES = (
     "feature_alpha_dropout",
     "scaled_dot_product_attention",
 )
-
-# Sums of a tensor's entries that differ by less, relative to the entries, are the same up to rounding.
-_ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-5}
-_ROUNDING_OF_HALF = 1e-2
 
 Shape = tuple[int, ...]
 Place = tuple[int, int]  # the samples' axis, and how often it runs through them (2: two views, concatenated)
@@ -60,8 +57,7 @@ class Draws:
         self._seen: dict[tuple[int, int], tuple[Place, Shape]] = {}  # by call and number of axes
         self._recording: list[Shape] | None = None
         self._watched: tuple[int, int] | None = None  # the call and axis whose rows a recording keeps
-        self._rows: Tensor | None = None
-        self._rounding = 0.0  # how far they may be off
+        self._rows: tuple[Tensor, float] | None = None
         self._probed_shapes: list[Shape] | None = None
         self._calls: dict[int, int] = {}
         self._before = 0  # keyed calls of the stages of a pipeline that come before this one
@@ -275,20 +271,22 @@ class Draws:
         Where all are alike (uniform attention), both fit up to rounding, which must not decide: then it is once.
         """
         samples = self._samples
-        rows = self._rows_of(call, axis, 0)
-        fewer = self._rows_of(call, axis, 1)
-        if rows is None or fewer is None or len(rows) != ratio * samples or len(fewer) != ratio * (samples - 1):
+        found, without = self._rows_of(call, axis, 0), self._rows_of(call, axis, 1)
+        if found is None or without is None:
+            return 1
+        (rows, off), (fewer, _) = found, without
+        if len(rows) != ratio * samples or len(fewer) != ratio * (samples - 1):
             return 1
 
         def mismatch(times: int) -> float:
             kept = rows.view(times, samples, -1)[:, 1:]
             return float((kept - fewer.view(times, samples - 1, -1)).abs().sum())
 
-        if mismatch(1) <= self._rounding:
+        if mismatch(1) <= off:
             return 1
         return min((times for times in range(1, ratio + 1) if ratio % times == 0), key=mismatch)
 
-    def _rows_of(self, call: int, axis: int, first: int) -> Tensor | None:
+    def _rows_of(self, call: int, axis: int, first: int) -> tuple[Tensor, float] | None:
         """One number for each entry along ``axis`` of a call's tensor, without the samples before ``first``."""
         self._watched, self._rows = (call, axis), None
         try:
@@ -301,9 +299,7 @@ class Draws:
         assert self._recording is not None
         if self._watched is not None and self._watched[0] == len(self._recording):
             x = x.full_tensor() if is_part(x) else x  # type: ignore[attr-defined]
-            rows = x.detach().double().movedim(self._watched[1], 0).flatten(1)
-            self._rounding = _ROUNDING.get(x.dtype, _ROUNDING_OF_HALF) * float(rows.norm(dim=1).sum())
-            self._rows = rows @ torch.arange(1.0, rows.shape[1] + 1, dtype=rows.dtype, device=rows.device).sin()
+            self._rows = row_numbers(x, self._watched[1])
         self._recording.append(lead)
         return torch.zeros(lead, dtype=torch.bool, device=x.device)
 

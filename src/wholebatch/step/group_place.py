@@ -19,6 +19,7 @@ from wholebatch.core.cuts import says_multiples
 from wholebatch.core.errors import BatchError, InputError
 from wholebatch.core.processes import Processes
 from wholebatch.step.grouped_norm import GroupedNorm, Moments
+from wholebatch.step.row_numbers import row_numbers
 from wholebatch.step.whole_norm import Meeting
 
 _BatchNorm = nn.modules.batchnorm._BatchNorm
@@ -38,7 +39,7 @@ class Place:
         self._calls: dict[GroupedNorm, int] = {}
         self._moments: dict[GroupedNorm, list[Moments]] = {}
         self._arrangements: dict[tuple[GroupedNorm, int], int] = {}
-        self._rows: dict[GroupedNorm, list[Tensor]] | None = None
+        self._rows: dict[GroupedNorm, list[tuple[Tensor, float]]] | None = None
         self._counts = False
         self.meeting: Meeting | None = None
         self.probe: Callable[[int, int], None] | None = None
@@ -185,9 +186,7 @@ class Place:
     def seen(self, layer: GroupedNorm, x: Tensor) -> None:
         """Keep one number for each row of ``x``, where a probe asks for them."""
         if self._rows is not None:
-            rows = x.detach().double().flatten(1)
-            mixed = rows @ torch.arange(1.0, rows.shape[1] + 1, dtype=rows.dtype, device=rows.device).sin()
-            self._rows.setdefault(layer, []).append(mixed)
+            self._rows.setdefault(layer, []).append(row_numbers(x))
 
     def arrangement(self, layer: GroupedNorm, x: Tensor) -> tuple[int, int]:
         """How the rows of ``x`` are laid out: (times, each), the rows being ``times`` runs of ``each`` per sample.
@@ -216,16 +215,16 @@ class Place:
         assert self.probe is not None
         every, fewer = (self._look(first) for first in (0, 1))
         for layer, calls in every.items():
-            for number, rows in enumerate(calls):
-                others = fewer.get(layer, [])
+            for number, (rows, off) in enumerate(calls):
+                others = [numbers for numbers, _ in fewer.get(layer, [])]
                 each, rest = divmod(len(rows), self.samples)
                 if number < len(others) and not rest and len(others[number]) == each * (self.samples - 1):
-                    times = _times(rows, others[number], each, self.samples)
+                    times = _times(rows, others[number], each, self.samples, off)
                     if self._arrangements.setdefault((layer, each), times) != times:
                         self._arrangements[layer, each] = 0
         self._arrangements = {key: times for key, times in self._arrangements.items() if times}
 
-    def _look(self, first: int) -> dict[GroupedNorm, list[Tensor]]:
+    def _look(self, first: int) -> dict[GroupedNorm, list[tuple[Tensor, float]]]:
         assert self.probe is not None
         self._rows = {}
         try:
@@ -263,12 +262,12 @@ class Place:
             moments.sums = sums.view(moments.sums.shape)
 
 
-def _times(rows: Tensor, fewer: Tensor, each: int, samples: int) -> int:
-    """How often ``each · samples`` rows run through the samples; 0 where that cannot be told."""
+def _times(rows: Tensor, fewer: Tensor, each: int, samples: int, off: float) -> int:
+    """How often ``each · samples`` rows run through the samples; 0 where only rounding, up to ``off``, would tell."""
 
     def mismatch(times: int) -> float:
         kept = rows.view(times, samples, -1)[:, 1:]
         return float((kept - fewer.view(times, samples - 1, -1)).abs().sum())
 
     found = sorted((mismatch(times), times) for times in range(1, each + 1) if each % times == 0)
-    return 0 if len(found) > 1 and found[0][0] == found[1][0] else found[0][1]
+    return 0 if len(found) > 1 and found[1][0] <= max(off, found[0][0]) else found[0][1]

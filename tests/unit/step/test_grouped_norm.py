@@ -282,6 +282,25 @@ def test_rows_that_are_nobodys_are_refused() -> None:
             stepped(model, "auto", samples) if samples == 21 else stepped(model, 4, samples)
 
 
+class Alike(nn.Module):
+    """Two rows per sample, all of one value up to rounding, which depends on how many samples run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.out = nn.BatchNorm1d(3), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = torch.full((2 * len(x), 3), 0.25, dtype=x.dtype)
+        rows[2:3] += torch.finfo(x.dtype).eps / 4 * (len(x) % 2)
+        return self.out(self.norm(rows).view(-1, 6))
+
+
+def test_rounding_does_not_tell_whose_rows_they_are() -> None:
+    for micro in (4, 8):  # two groups and four
+        with pytest.raises(wb.InputError, match=r"norm sees \d+ rows .* cannot be told"):
+            stepped(wb.convert_batchnorm(Alike().double(), group=2), micro, 8)
+
+
 class Own(nn.BatchNorm1d):
     def forward(self, input: Tensor) -> Tensor:
         return super().forward(input) + 1
