@@ -272,6 +272,33 @@ def test_another_model_is_refused(world: Any, tmp_path: Path) -> None:
 # what goes wrong -------------------------------------------------------------------------------------
 
 
+def unread(rank: int, size: int, folder: str) -> str:
+    """Process 1 does not get its parts."""
+
+    def fails(*_: Any) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with mock.patch.object(sharded._Reader, "read_data", fails) if rank else contextlib.nullcontext():
+        try:
+            train(folder, {"shard": 2}, resume=True)
+        except Exception as caught:
+            if rank:
+                distributed.destroy_process_group()  # as the end of the process does
+                distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+            return f"{type(caught).__name__}: {caught}"
+    return "nothing"
+
+
+def test_one_process_that_cannot_read(world: Any, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    world(2, leg, str(run), {"shard": 2}, 4)
+    first, second = world(2, unread, str(run))
+    assert first.startswith("LostError: another process is gone")
+    shards = run / "checkpoints" / "step-00000004" / "shards"
+    assert second == f"CheckpointError: {shards} cannot be read: OSError: [Errno 5] Input/output error"
+    assert saved_steps(run) == [4]
+
+
 class Disk:
     """The disk of one process: something happens at an operation on its own files in ``shards/`` of some steps."""
 
