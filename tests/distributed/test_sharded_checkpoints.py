@@ -458,6 +458,26 @@ def test_what_fails_before_writing_is_known_to_all(world: Any, tmp_path: Path) -
     assert saved_steps(tmp_path / "run") == []
 
 
+def unforeseen(rank: int, size: int, folder: str) -> tuple[str, float]:
+    """Process 1 leaves what all do together, without a word."""
+    begun = time.monotonic()
+    fails = mock.patch.object(sharded.dcp, "save", side_effect=TypeError("a bug"))
+    with fails if rank else contextlib.nullcontext():
+        try:
+            train(folder, {"shard": 2}, checkpoint_every="4 steps")
+        except Exception as caught:
+            return f"{type(caught).__name__}: {caught}", time.monotonic() - begun
+    return "nothing", 0.0
+
+
+def test_who_leaves_a_save_asks_nobody_again(world: Any, tmp_path: Path) -> None:
+    (first, waited), (second, seconds) = world(2, unforeseen, str(tmp_path / "run"))
+    assert second == "TypeError: a bug"
+    assert first.startswith("LostError: another process is gone")
+    assert max(waited, seconds) < 30
+    assert saved_steps(tmp_path / "run") == []
+
+
 def blocked(rank: int, size: int, folder: str) -> Any:
     """Rank 1's disk answers only when the training has made two more steps."""
     event, made, late = threading.Event(), [], []
