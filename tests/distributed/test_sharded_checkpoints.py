@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import pytest
 import resuming
 import torch
@@ -173,6 +174,54 @@ def test_a_checkpoint_holds_every_bit(world: Any, tmp_path: Path, kind: str, siz
         assert state.model["1.weight"] is state.model["2.weight"]  # and there once
 
 
+class PerRow(torch.optim.Optimizer):
+    """Keeps for a matrix a mean of each row, of each column, and of all: tensors of other shapes than its own."""
+
+    def __init__(self, parameters: Any) -> None:
+        super().__init__(parameters, {"lr": 0.1})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for p in (p for group in self.param_groups for p in group["params"] if p.grad is not None):
+            state, square = self.state[p], p.grad.square().view(p.shape)
+            found = {"all": square.sum()}
+            if p.ndim == 2:
+                found |= {"rows": square.sum(1, keepdim=True), "columns": square.sum(0)}
+            for name, value in found.items():
+                state[name] = 0.9 * state[name] + value if name in state else value
+            size = state["rows"] * state["columns"] + 1e-4 if p.ndim == 2 else 1.0
+            p -= 0.1 * p.grad / (size + state["all"]).sqrt()
+
+
+def per_row(rank: int, size: int, folder: str | None, layout: Any, epochs: int) -> Any:
+    torch.manual_seed(3)
+    made, given = vit(), {} if layout is None else {"parallel": layout}
+    resuming.train(folder, made, epochs=epochs, optimizer=PerRow, schedule=None, resume=folder is not None, **given)
+    return [whole(p, p).clone() for p in made.parameters()]
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [({"shard": 2}, {"tensor": 2}), ({"tensor": 2}, {"shard": 2}), ({"tensor": 2}, None), (None, {"tensor": 2})],
+)
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_an_optimizer_with_other_shapes_goes_on(
+    world: Any, tmp_path: Path, first: Any, then: Any, scheme: str, straight_per_row: Any
+) -> None:
+    for layout, epochs in ((first, 1), (then, 2)):
+        found = world(1 if layout is None else 2, per_row, f"{scheme}{tmp_path}/run", layout, epochs)
+    assert all(error(weights, straight_per_row) < BAR for weights in found)
+
+
+@pytest.fixture(scope="module")
+def straight_per_row() -> Any:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    result = per_row(0, 1, None, None, 2)
+    torch.set_num_threads(threads)
+    return result
+
+
 def large(rank: int, size: int, folder: str, layout: Any) -> int:
     made = nn.Sequential(nn.Flatten(), nn.Linear(36, 1200), nn.Tanh(), nn.Linear(1200, 3)).double()
     with gathers_nothing():
@@ -221,6 +270,33 @@ def test_another_model_is_refused(world: Any, tmp_path: Path) -> None:
 
 
 # what goes wrong -------------------------------------------------------------------------------------
+
+
+def unread(rank: int, size: int, folder: str) -> str:
+    """Process 1 does not get its parts."""
+
+    def fails(*_: Any) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with mock.patch.object(sharded._Reader, "read_data", fails) if rank else contextlib.nullcontext():
+        try:
+            train(folder, {"shard": 2}, resume=True)
+        except Exception as caught:
+            if rank:
+                distributed.destroy_process_group()  # as the end of the process does
+                distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+            return f"{type(caught).__name__}: {caught}"
+    return "nothing"
+
+
+def test_one_process_that_cannot_read(world: Any, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    world(2, leg, str(run), {"shard": 2}, 4)
+    first, second = world(2, unread, str(run))
+    assert first.startswith("LostError: another process is gone")
+    shards = run / "checkpoints" / "step-00000004" / "shards"
+    assert second == f"CheckpointError: {shards} cannot be read: OSError: [Errno 5] Input/output error"
+    assert saved_steps(run) == [4]
 
 
 class Disk:
@@ -323,6 +399,83 @@ def test_where_nothing_is_written_all_know(world: Any, tmp_path: Path) -> None:
     first, second = world(2, without_writing, str(tmp_path / "run"))
     assert second == [True, True, "FencedError"]
     assert first == second
+
+
+class Noting(torch.optim.SGD):
+    """Has a number in its state."""
+
+    note = 1.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "note": self.note}
+
+
+def refused(rank: int, size: int, folder: str, strange: tuple[int, ...]) -> tuple[str, float]:
+    """In some processes the number is one that no checkpoint holds."""
+    begun = time.monotonic()
+    if rank in strange:
+        Noting.note = np.float64(1)
+    try:
+        train(folder, {"shard": 2}, optimizer=lambda parameters: Noting(parameters, lr=0.2))
+    except Exception as caught:
+        return f"{type(caught).__name__}: {caught}", time.monotonic() - begun
+    return "nothing", 0.0
+
+
+@pytest.mark.parametrize("strange", [(0,), (1,), (0, 1)])
+def test_what_cannot_be_saved_is_refused_by_all(world: Any, tmp_path: Path, strange: tuple[int, ...]) -> None:
+    reason = "the run['optimizer']['note'] is a numpy.float64"
+    for rank, (text, seconds) in enumerate(world(2, refused, str(tmp_path / "run"), strange)):
+        kind = "InputTypeError" if rank in strange else f"PeerError: process {strange[0]} failed"
+        assert text.startswith(f"{kind}: {reason}")
+        assert seconds < 30  # nobody waits for the other, which is gone
+
+
+def unplanned(rank: int, size: int, folder: str) -> str:
+    """Process 1 cannot say what it will write, in words that no Python can send."""
+
+    def wrapped(error: BaseException) -> Any:
+        return error, lambda: None  # what Python 3.13 has in a traceback is no better
+
+    def fails(part: Part) -> Any:
+        raise KeyError("a bug")
+
+    torch_utils = "torch.distributed.checkpoint.utils._wrap_exception"
+    with (
+        mock.patch(torch_utils, wrapped),
+        mock.patch.object(sharded, "_to_write", fails if rank else sharded._to_write),
+    ):
+        try:
+            train(folder, {"shard": 2}, checkpoint_every="4 steps")
+        except Exception as caught:
+            return f"{type(caught).__name__}: {caught}"
+    return "nothing"
+
+
+def test_what_fails_before_writing_is_known_to_all(world: Any, tmp_path: Path) -> None:
+    said = "PeerError: process 1 failed: KeyError: 'a bug'"
+    assert world(2, unplanned, str(tmp_path / "run")) == [said, said]
+    assert saved_steps(tmp_path / "run") == []
+
+
+def unforeseen(rank: int, size: int, folder: str) -> tuple[str, float]:
+    """Process 1 leaves what all do together, without a word."""
+    begun = time.monotonic()
+    fails = mock.patch.object(sharded.dcp, "save", side_effect=TypeError("a bug"))
+    with fails if rank else contextlib.nullcontext():
+        try:
+            train(folder, {"shard": 2}, checkpoint_every="4 steps")
+        except Exception as caught:
+            return f"{type(caught).__name__}: {caught}", time.monotonic() - begun
+    return "nothing", 0.0
+
+
+def test_who_leaves_a_save_asks_nobody_again(world: Any, tmp_path: Path) -> None:
+    (first, waited), (second, seconds) = world(2, unforeseen, str(tmp_path / "run"))
+    assert second == "TypeError: a bug"
+    assert first.startswith("LostError: another process is gone")
+    assert max(waited, seconds) < 30
+    assert saved_steps(tmp_path / "run") == []
 
 
 def blocked(rank: int, size: int, folder: str) -> Any:

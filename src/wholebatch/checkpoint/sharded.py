@@ -54,13 +54,13 @@ def write(folder: Path, parts: Mapping[str, Part], processes: Processes) -> dict
         OSError: one process could not write; on all of them, naming that one.
         PeerError: something else went wrong in one; likewise.
     """
-    writer = _Writer(folder)
+    writer, plan = _Writer(folder), _Saved()
     try:
-        dcp.save(dict(parts), storage_writer=writer, planner=_Saved(), process_group=processes.group)
+        dcp.save(dict(parts), storage_writer=writer, planner=plan, process_group=processes.group)
     except dcp.CheckpointException as failed:
         rank = min(failed.failures)
         raise _failure(rank, _plain(failed.failures[rank][0])) from None
-    said = processes.gather((writer.files.written, writer.failed))
+    said = processes.gather((writer.files.written, plan.failed or writer.failed))
     for rank, (_, error) in enumerate(said):
         if error is not None:
             raise _failure(rank, error)
@@ -88,8 +88,8 @@ def read(folder: Path, wanted: Iterable[Part]) -> None:
             dcp.load(by_name, storage_reader=reader, planner=_Wanted(), no_dist=True)
     except dcp.CheckpointException as failed:
         error, _ = failed.failures[0]
-        if isinstance(error, CheckpointError):
-            raise error from None
+        if isinstance(error, CheckpointError) or not isinstance(error, Exception):
+            raise error from None  # what is no Exception (Ctrl-C) torch has taken, too
         raise CheckpointError(f"{folder} cannot be read: {type(error).__name__}: {error}") from error
 
 
@@ -129,9 +129,6 @@ class _Files(filesystem.FileSystem):
         super().rename(path, new_path)
         self.written[Path(new_path).name] = self.written.pop(Path(path).name)
 
-    def mkdir(self, path: str | os.PathLike[str]) -> None:
-        """Nothing: the first process has made it. Where it is not seen, the file system is not shared."""
-
 
 class _Writer(dcp.FileSystemWriter):
     """Keeps what goes wrong: torch would send the others its traceback as well, which not every Python can pickle."""
@@ -143,6 +140,10 @@ class _Writer(dcp.FileSystemWriter):
 
     def storage_meta(self) -> metadata.StorageMeta:
         return metadata.StorageMeta()  # without the path, which is another one when the checkpoint stands
+
+    def prepare_local_plan(self, plan: planner.SavePlan) -> planner.SavePlan:
+        """Look at nothing: the first process has made the folder. Where it is not seen, no file can be opened."""
+        return plan
 
     def write_data(self, plan: planner.SavePlan, planner: planner.SavePlanner) -> Future[list[Any]]:
         try:
@@ -161,16 +162,32 @@ class _Writer(dcp.FileSystemWriter):
 
 
 class _Saved(DefaultSavePlanner):
-    """Plans to write parts: what several processes hold alike is written by the one that has least to write."""
+    """Plans to write parts: what several processes hold alike is written by the one that has least to write.
+
+    It keeps what goes wrong, as the writer does; then nobody writes anything.
+    """
 
     state_dict: dict[str, Any]
 
     def __init__(self) -> None:
+        self.failed: Exception | None = None
         super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
 
     def create_local_plan(self) -> planner.SavePlan:
-        self.plan = planner.SavePlan([item for part in self.state_dict.values() for item in _to_write(part)])
+        try:
+            self.plan = planner.SavePlan([item for part in self.state_dict.values() for item in _to_write(part)])
+        except Exception as error:
+            self.failed = _plain(error)
+            self.plan = planner.SavePlan([], usable=False)
         return self.plan
+
+    def create_global_plan(self, all_plans: list[planner.SavePlan]) -> tuple[list[planner.SavePlan], Metadata]:
+        try:
+            if all(plan.usable for plan in all_plans):
+                return super().create_global_plan(all_plans)
+        except Exception as error:
+            self.failed = _plain(error)
+        return [planner.SavePlan([]) for _ in all_plans], Metadata({})
 
     def lookup_object(self, index: MetadataIndex) -> Tensor:
         return dict(self.state_dict[index.fqn].pieces)[tuple(index.offset or ())]

@@ -65,6 +65,8 @@ class Snapshot:
             self._events[tensor.device] = None
             pinned = torch.empty_like(tensor, device="cpu", pin_memory=True)
             return pinned.copy_(tensor, non_blocking=True)
+        if tensor.device.type == "meta":
+            return tensor  # without content: the first process saves it
         return tensor.clone() if tensor.device.type == "cpu" else tensor.to("cpu")
 
     def ready(self) -> Any:

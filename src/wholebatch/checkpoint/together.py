@@ -60,8 +60,7 @@ class Together:
         if not self._lost:
             if not asked:
                 self._tell(None)
-            fenced = isinstance(error, FencedError)
-            self._tell((saved, fenced, None if error is None else str(error) if fenced else _named(error)))
+            self._tell((saved, isinstance(error, FencedError), None if error is None else _told(error)))
         if error is not None:
             raise error
         return saved
@@ -90,7 +89,7 @@ class Together:
                     raise  # otherwise the first one knows it, and says what comes of it
         saved, fenced, reason = self._tell(None)
         if reason is not None:
-            raise FencedError(reason) if fenced else PeerError(f"process 0 failed: {reason}")
+            raise FencedError(reason) if fenced else PeerError(reason)
         return bool(saved)
 
     def _write(self, folder: Path, parts: Mapping[str, Part]) -> dict[str, dict[str, Any]]:
@@ -106,13 +105,18 @@ class Together:
 
     @contextmanager
     def _in_touch(self) -> Iterator[None]:
-        """Note where torch says that the others are gone or silent, so that nobody is asked again."""
+        """Note where not all know what went wrong (torch says that the others are gone or silent): ask nobody again."""
         try:
             yield
-        except RuntimeError:
+        except (OSError, PeerError):
+            raise
+        except BaseException:
             self._lost = True
             raise
 
 
-def _named(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
+def _told(error: Exception) -> str:
+    """What the first process has met, for the others; some of it names a process already."""
+    if isinstance(error, FencedError | PeerError):
+        return str(error)
+    return f"process 0 failed: {type(error).__name__}: {error}"

@@ -11,6 +11,7 @@ from typing import Any, Self
 from torch import distributed
 
 from wholebatch.checkpoint import Background, Every, RemoteStore, Store, Together, require_plain, take_out
+from wholebatch.core.errors import InputTypeError, PeerError
 from wholebatch.core.processes import Group, Processes
 from wholebatch.loop.run import Run
 from wholebatch.loop.signals import INTERRUPT, SAVE, TERMINATE, Signals, exit_code
@@ -88,18 +89,32 @@ class Keeper:
 
         Raises:
             InputTypeError: part of its state is something that a checkpoint cannot hold.
+            PeerError: that happened to another process.
         """
         at_url = isinstance(self._store, RemoteStore)
         self._in_parts = run.step.split and not self._processes.exchange(at_url)[0]
         if self._store is not None or run.step.split:
             state, _ = take_out(self._state(run, {}))
-            if self._store is not None:
-                require_plain(state, "the run")
+            self._see_plain(state, run.step.split)
         if self._in_parts:
             self._group = _group_to_save()
             store = self._store if isinstance(self._store, Store) else None
             self._background = Background(Together(store, Group(self._group)))
         self._latest = self._clock()
+
+    def _see_plain(self, state: dict[str, Any], together: bool) -> None:
+        """See that it can be saved, ``together`` in all processes: who goes on waits for the others."""
+        refused = None
+        try:
+            require_plain(state, "the run")
+        except InputTypeError as error:
+            refused = error
+        said = self._processes.gather(refused and str(refused)) if together else []
+        if refused is not None:
+            raise refused
+        for rank, reason in enumerate(said):
+            if reason is not None:
+                raise PeerError(f"process {rank} failed: {reason}")
 
     def close(self) -> None:
         """Wait for the save that is under way, and say what there is to say."""

@@ -118,6 +118,8 @@ class Run:
             place = {"epoch": saved.loader["epoch"], "consumed": saved.loader.get("consumed", 0)}
             self.loader.load_state_dict({**self.loader.state_dict(), **place})
             self.recorder.load_state_dict(saved.more["recorder"], beginning.records)
+        except CheckpointError:
+            raise  # of the files: it says what they are
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             reason = " ".join(str(error).split()[:40])
             raise CheckpointError(f"the checkpoint does not fit this run ({type(error).__name__}): {reason}") from error

@@ -110,20 +110,30 @@ def whole(tensor: Tensor, parameter: Tensor) -> Tensor:
     if not is_part(tensor):
         return tensor.detach()
     full = tensor.detach().full_tensor().cpu()  # type: ignore[attr-defined]
-    order = getattr(parameter, ORDER, None)
+    order = order_of(tensor, parameter)
     return full if order is None else torch.empty_like(full).index_copy_(0, order, full)
 
 
+def order_of(tensor: Tensor, parameter: Tensor) -> Tensor | None:
+    """Return in which order rows are dealt out; None: as they are, or ``tensor`` has other rows than ``parameter``."""
+    return getattr(parameter, ORDER, None) if tensor.shape[:1] == parameter.shape[:1] else None
+
+
 def part(tensor: Tensor, parameter: Tensor) -> Tensor:
-    """Return the part of a whole tensor that this process holds of ``parameter``, as a ``DTensor``."""
+    """Return the part of a whole tensor that this process holds of ``parameter``, as a ``DTensor``.
+
+    All of it, where it is shaped otherwise.
+    """
     if not is_part(parameter):
         return tensor
-    from torch.distributed.tensor import distribute_tensor
+    from torch.distributed.tensor import Replicate, distribute_tensor
 
-    order = getattr(parameter, ORDER, None)
+    order = order_of(tensor, parameter)
     tensor = tensor if order is None else tensor.index_select(0, order.to(tensor.device))
     mesh = parameter.device_mesh  # type: ignore[attr-defined]
     placements = parameter.placements  # type: ignore[attr-defined]
+    if tensor.shape != parameter.shape:
+        placements = [Replicate()] * mesh.ndim
     return distribute_tensor(tensor.to(mesh.device_type), mesh, placements, src_data_rank=None)
 
 

@@ -1,8 +1,8 @@
 """The state of a split model and of its optimizer, as checkpoints hold it: in parts of each process, or whole.
 
-In parts, nobody ever holds a whole tensor, neither while saving nor while going on. A tensor of an optimizer that is
-shaped otherwise than its parameter, or that is a sum still to be made, is gathered; so is everything for a run folder
-at a URL.
+In parts, nobody ever holds a whole tensor, neither while saving nor while going on. A tensor of an optimizer that is a
+sum still to be made is gathered; so is everything for a run folder at a URL. One that is shaped otherwise than its
+parameter (a mean per row) is held whole by every process that goes on, since nothing says how to split it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from wholebatch.checkpoint import Part, plain_state
-from wholebatch.step.parts import ORDER, is_part, local, part, whole
+from wholebatch.step.parts import is_part, local, order_of, part, whole
 
 Each = Callable[[str, Any, Tensor], Any]  # of a name, a tensor and its parameter: what is in its place
 
@@ -64,26 +64,24 @@ def model_to_load(model: nn.Module, state: Mapping[str, Any]) -> tuple[dict[str,
             return value  # which the model refuses by its name
         if isinstance(value, Tensor):
             return part(value, own)
-        wanted.append(_part(value.name, own.detach(), own))
-        return own.detach()
+        made = own.detach() if own.dtype == value.dtype else torch.empty_like(own.detach(), dtype=value.dtype)
+        wanted.append(_part(value.name, made, own))
+        return made
 
     return {name: one(name, value) for name, value in state.items()}, wanted
 
 
 def optimizer_to_load(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> tuple[dict[str, Any], list[Part]]:
-    """Likewise an optimizer, for which new tensors are made.
-
-    Raises:
-        ValueError: a part is shaped otherwise than the parameter.
-    """
+    """Likewise an optimizer, for which new tensors are made."""
     wanted = []
 
     def one(name: str, value: Any, parameter: Tensor) -> Any:
         if isinstance(value, Tensor):
-            return part(value, parameter) if is_part(parameter) and value.shape == parameter.shape else value
-        if value.shape != parameter.shape:
-            raise ValueError(f"{name} is shaped {value.shape}, and its parameter {tuple(parameter.shape)}")
-        made = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False)
+            return part(value, parameter) if value.ndim else value  # a single number goes with parts as it is
+        if value.shape == parameter.shape:
+            made = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False)
+        else:
+            made = part(torch.empty(value.shape, dtype=value.dtype, device=parameter.device), parameter)
         wanted.append(_part(value.name, made, parameter))
         return made
 
@@ -97,8 +95,7 @@ def _held(model: nn.Module) -> dict[str, Any]:
 
 def _part_or_kept(name: str, tensor: Tensor, parameter: Tensor) -> Any:
     summed = any(placement.is_partial() for placement in tensor.placements)  # type: ignore[attr-defined]
-    put = _kept if summed or tensor.shape != parameter.shape else _part
-    return put(name, tensor, parameter)
+    return (_kept if summed else _part)(name, tensor, parameter)
 
 
 def _kept(name: str, tensor: Tensor, parameter: Tensor) -> Tensor:
@@ -119,7 +116,7 @@ def _part(name: str, tensor: Tensor, parameter: Tensor) -> Part:
         mesh, placements = tensor.device_mesh, tensor.placements  # type: ignore[attr-defined]
         starts = tuple(compute_local_shape_and_global_offset(tensor.shape, mesh, placements)[1])
     pieces: tuple[tuple[tuple[int, ...], Tensor], ...] = ((starts, own),) if own.numel() else ()
-    order = getattr(parameter, ORDER, None)
+    order = order_of(tensor, parameter)
     if pieces and order is not None and is_part(tensor):
         rows = order[starts[0] : starts[0] + len(own)].tolist()
         cuts = [0, *(place for place in range(1, len(rows)) if rows[place] != rows[place - 1] + 1), len(rows)]

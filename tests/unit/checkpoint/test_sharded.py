@@ -18,6 +18,7 @@ from wholebatch.checkpoint import Background, Fence, Part, RunState, Store, Toge
 from wholebatch.checkpoint import sharded as under_test
 from wholebatch.core.errors import CheckpointError, FencedError, InputTypeError, PeerError
 from wholebatch.core.processes import Group
+from wholebatch.step.split_state import model_to_load
 
 WHOLE = {
     "model.weight": torch.arange(35, dtype=torch.float64).view(7, 5),
@@ -162,6 +163,22 @@ def test_damage_is_seen(saved, group, said, file, damage, reason):
 def test_other_tensors_are_refused(saved, wanted, message):
     with pytest.raises(CheckpointError, match=message):
         read_parts(saved.newest().shards, [wanted])
+
+
+def test_ctrl_c_is_no_damage(saved, monkeypatch):
+    monkeypatch.setattr(under_test._Wanted, "lookup_tensor", fails(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        saved.load()
+
+
+def test_a_model_of_another_type_takes_it(saved):
+    """As a whole checkpoint is taken, where that difference was allowed."""
+    model = torch.nn.Linear(5, 7)  # in single precision
+    state = {"weight": saved.load(whole=False)["model"]["weight"], "bias": torch.zeros(7)}
+    found, wanted = model_to_load(model, state)
+    read_parts(saved.newest().shards, wanted)
+    model.load_state_dict(found)
+    assert torch.equal(model.weight, WHOLE["model.weight"].float())
 
 
 def test_a_hole_is_no_tensor(saved):
