@@ -13,7 +13,7 @@ from wholebatch.core.processes import everyone
 
 # what gloo says: the other side is closed, or silent
 _GONE = re.compile(r"Connection (closed|reset) by peer|Broken pipe|Socket closed|Connection refused", re.IGNORECASE)
-_SILENT = re.compile(r"Timed out waiting|timed out after", re.IGNORECASE)
+_SILENT = re.compile(r"Timed out waiting|timed out after|Application timeout", re.IGNORECASE)
 _GLOO = re.compile(r"gloo|wait\w* *timeout|timed out waiting \d+ms", re.IGNORECASE)
 
 
@@ -38,6 +38,8 @@ def lost(error: BaseException) -> str | None:
 
     >>> lost(RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [::1]:53174"))
     'another process is gone (Connection closed by peer)'
+    >>> lost(RuntimeError("[gloo/transport/tcp/unbound_buffer.cc:84] Application timeout caused pair closure"))[:44]
+    'another process did not answer in time; it h'
     >>> lost(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     """
     text = str(error)

@@ -7,7 +7,7 @@ DistributedDataParallel (:mod:`wholebatch.parallel.replicate`) sums during the l
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -133,8 +133,11 @@ class Flat:
         gradients = begin_gradients(self.processes, parameters, expected)
         try:
             whole, kinds = totals()
-        finally:  # nothing is under way any more when an error is seen
-            sums = gradients()
+        except BaseException:
+            with suppress(RuntimeError):  # what torch says of a process that is lost the totals have said
+                gradients()  # so that nothing is under way any more when an error is seen
+            raise
+        sums = gradients()
         rest: list[tuple[Tensor, str]] = []
         for parameter, kind, total in zip(parameters, kinds, sums, strict=True):
             if kind == "dense" and total is not None:
