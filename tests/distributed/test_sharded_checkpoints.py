@@ -426,7 +426,7 @@ def refused(rank: int, size: int, folder: str, strange: tuple[int, ...]) -> tupl
 def test_what_cannot_be_saved_is_refused_by_all(world: Any, tmp_path: Path, strange: tuple[int, ...]) -> None:
     reason = "the run['optimizer']['note'] is a numpy.float64"
     for rank, (text, seconds) in enumerate(world(2, refused, str(tmp_path / "run"), strange)):
-        kind = "InputTypeError" if rank in strange else f"PeerError: process {strange[0]} failed"
+        kind = "InputTypeError" if rank in strange else f"PeerError: process {strange[0]} failed: InputTypeError"
         assert text.startswith(f"{kind}: {reason}")
         assert seconds < 30  # nobody waits for the other, which is gone
 

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from wholebatch.core import tree
-from wholebatch.core.errors import BatchError, DataError, PeerError, PromiseWarning
+from wholebatch.core.errors import BatchError, DataError, PromiseWarning
+from wholebatch.core.failures import raise_together
 from wholebatch.core.processes import Processes
 
 _LOOKED_AT = 64  # elements of every tensor, evenly spread, that are compared
@@ -41,7 +42,8 @@ class SameStream:
             batch, state, error = _next(batches)
             states = processes.exchange(state)
             if len({one // _CODES for one in states}) > 1 or error is not None:
-                _raise_together(processes, number, state // _CODES, error)
+                raise_together(processes, error)
+                _raise_apart(processes, number, state // _CODES)
             if state == _END:
                 return
             if not self._told and len(set(states)) > 1:
@@ -85,15 +87,10 @@ def _code(batch: Any) -> int:
     return code
 
 
-def _raise_together(processes: Processes, number: int, told: int, error: Exception | None) -> None:
-    """Raise on every process: the first one's error, or how many samples each has."""
-    everyones = processes.gather((told, error and f"{type(error).__name__}: {error}"))
-    if error is not None:
-        raise error
-    for rank, (_, reason) in enumerate(everyones):
-        if reason is not None:
-            raise PeerError(f"process {rank} failed: {reason}")
-    found = [f"{count - 2 if count else 'none'} in process {rank}" for rank, (count, _) in enumerate(everyones)]
+def _raise_apart(processes: Processes, number: int, told: int) -> None:
+    """Raise on every process, saying how many samples each has."""
+    counts = processes.exchange(told)
+    found = [f"{count - 2 if count else 'none'} in process {rank}" for rank, count in enumerate(counts)]
     raise DataError(
         f"the processes read different data: samples of batch {number} of the epoch: {', '.join(found)}; every process "
         "reads the whole stream and takes its part of each batch, so give all of them the same one, not a shard"

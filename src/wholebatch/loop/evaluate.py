@@ -11,6 +11,7 @@ from torch import nn
 
 from wholebatch.core import tree
 from wholebatch.core.errors import DataError, InputError
+from wholebatch.core.failures import raise_together
 from wholebatch.core.processes import Processes, current
 from wholebatch.data import BatchLoader, StreamLoader
 from wholebatch.loop.dtypes import explain
@@ -18,7 +19,6 @@ from wholebatch.loop.loaders import selecting
 from wholebatch.loop.metrics import Metrics, ignored
 from wholebatch.loop.modes import modes_given_back
 from wholebatch.step.losses import LossCall, bind, call_model, targets_of
-from wholebatch.step.over_processes import raise_together
 from wholebatch.step.parts import ready_to_evaluate, split_of
 from wholebatch.sums import Accumulator
 from wholebatch.sums.exact import ExactSum

@@ -11,7 +11,8 @@ from typing import Any, Self
 from torch import distributed
 
 from wholebatch.checkpoint import Background, Every, RemoteStore, Store, Together, require_plain, take_out
-from wholebatch.core.errors import InputTypeError, PeerError
+from wholebatch.core.errors import InputTypeError
+from wholebatch.core.failures import raise_together
 from wholebatch.core.processes import Group, Processes
 from wholebatch.loop.run import Run
 from wholebatch.loop.signals import INTERRUPT, SAVE, TERMINATE, Signals, exit_code
@@ -108,13 +109,11 @@ class Keeper:
         try:
             require_plain(state, "the run")
         except InputTypeError as error:
+            if not together:
+                raise
             refused = error
-        said = self._processes.gather(refused and str(refused)) if together else []
-        if refused is not None:
-            raise refused
-        for rank, reason in enumerate(said):
-            if reason is not None:
-                raise PeerError(f"process {rank} failed: {reason}")
+        if together:
+            raise_together(self._processes, refused)
 
     def close(self) -> None:
         """Wait for the save that is under way, and say what there is to say."""

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from wholebatch.core import processes, tree
 from wholebatch.core.errors import InputError
+from wholebatch.core.failures import raise_together
 from wholebatch.core.processes import Alone
 from wholebatch.parallel.meeting import SinceMeeting, reported
 from wholebatch.parallel.per_worker import WorkersEngine
@@ -25,7 +26,6 @@ from wholebatch.parallel.rounds import Change, Weights
 from wholebatch.parallel.wire import to_first
 from wholebatch.step import MicroBatches, Step, StepReport
 from wholebatch.step.logical import FAILED, agree_on_edges, by_worker, own_workers, refuse_for_workers
-from wholebatch.step.over_processes import raise_together
 from wholebatch.sums import NoiseScale
 
 

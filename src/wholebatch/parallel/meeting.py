@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
+from wholebatch.core.failures import raise_together
 from wholebatch.core.processes import Processes
 from wholebatch.step import StepReport
-from wholebatch.step.over_processes import raise_together
 
 
 class SinceMeeting:

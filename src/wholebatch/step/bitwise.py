@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from wholebatch.core.errors import InputError
+from wholebatch.core.failures import raise_together
 from wholebatch.core.processes import Processes
 from wholebatch.step.micro_norm import MicroNorms
-from wholebatch.step.over_processes import BUCKET_BYTES, Totals, raise_together
+from wholebatch.step.over_processes import BUCKET_BYTES, Totals
 from wholebatch.step.redo import RanOut
 from wholebatch.step.report import gradients_of, norm_of
 from wholebatch.sums.order_free import NONE, OrderFreeSums

@@ -16,7 +16,8 @@ from itertools import zip_longest
 import torch
 from torch import Tensor
 
-from wholebatch.core.errors import InputError, PeerError
+from wholebatch.core.errors import InputError
+from wholebatch.core.failures import raise_together
 from wholebatch.core.processes import Processes
 from wholebatch.step.redo import RanOut
 
@@ -107,15 +108,6 @@ def begin_totals(
         return whole, [_kind(count, processes.size) for count in counts]
 
     return totals
-
-
-def raise_together(processes: Processes, error: BaseException | None) -> None:
-    """Tell all processes why those that failed did; raise on every one of them."""
-    reasons = processes.gather(None if error is None else f"{type(error).__name__}: {error}")
-    if error is not None:
-        raise error
-    rank = next(rank for rank, reason in enumerate(reasons) if reason is not None)
-    raise PeerError(f"process {rank} failed: {reasons[rank]}")
 
 
 def kind_of(gradient: Tensor | None) -> str:

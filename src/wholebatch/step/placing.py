@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from wholebatch.core import tree
+from wholebatch.core.failures import raise_together
 from wholebatch.core.processes import Processes
 from wholebatch.step.bitwise import Bitwise
 from wholebatch.step.by_position import place_of
 from wholebatch.step.cutting import Piece
 from wholebatch.step.logical import FAILED, agree_on_edges
-from wholebatch.step.over_processes import raise_together
 
 _UNKNOWN = -1  # in place of a number of samples
 
